@@ -1,0 +1,343 @@
+"""Artifacts: the files that the rooms hand each other, written whole, signed with digests, checked on reading.
+
+An artifact is a folder with a `manifest.json` (what it is, the settings and inputs that it was made from, its files with
+their digests, its results). While it is being made the folder holds `unfinished.json` instead, so that a killed run is
+recognised and continued, and a finished one is not done twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import yaml
+
+from codeprior.errors import InputError
+from codeprior.version import VERSION
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+UNFINISHED = "unfinished.json"
+_DIGEST_LIMIT_BYTES = 256 * 2**20  # larger files are checked by size alone when an artifact is opened
+
+
+def digest_bytes(*chunks: bytes) -> str:
+    """SHA-256 of the chunks, as `sha256:<64 hex digits>`."""
+    sha = hashlib.sha256()
+    for chunk in chunks:
+        sha.update(chunk)
+    return f"sha256:{sha.hexdigest()}"
+
+
+def digest_array(array: np.ndarray) -> str:
+    """Digest of an array's dtype, shape and values (C order, little-endian): equal arrays have equal digests."""
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    return digest_bytes(f"{array.dtype.str}{array.shape}".encode(), array.tobytes())
+
+
+def digest_file(path: Path) -> str:
+    """Digest of a file's bytes; about a second a gigabyte."""
+    with open(path, "rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def digest_json(value: Any) -> str:
+    """Digest of a JSON value, whatever the order of its keys."""
+    return digest_bytes(json.dumps(value, sort_keys=True, default=str).encode())
+
+
+def short(digest: str) -> str:
+    """A digest as people compare it: the first twelve hex digits."""
+    return digest.removeprefix("sha256:")[:12]
+
+
+@contextlib.contextmanager
+def write_atomically(path: Path | str) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on success sync it to disk and rename it, on an error remove it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write a JSON value, atomically."""
+    with write_atomically(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read a JSON file.
+
+    Raises
+    ------
+    InputError
+        If the file is absent or not JSON.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"no such file: {path}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a JSON file ({error}); is it complete?") from None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact folder says of itself.
+
+    `files` maps names to `{"bytes": int, "digest": str}`; `inputs` maps names to the digests of what it was made from.
+    """
+
+    folder: Path
+    kind: str
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    files: dict[str, dict[str, Any]]
+    results: dict[str, Any]
+    time_s: float
+    environment: dict[str, Any] = field(default_factory=dict)
+    created: str = ""
+    format: int = FORMAT
+
+    @property
+    def digest(self) -> str:
+        """Digest of the content: kind and files, neither time nor place."""
+        return digest_json([self.kind, {name: entry["digest"] for name, entry in self.files.items()}])
+
+    def path(self, name: str) -> Path:
+        """Path of one of the artifact's files."""
+        return self.folder / name
+
+
+def read_manifest(folder: Path | str, kind: str | None = None) -> Manifest:
+    """Read and check the manifest of a finished artifact.
+
+    Raises
+    ------
+    InputError
+        If the folder is absent, unfinished, of another kind or format, or one of its files is missing, of another size
+        or (up to 256 MiB) of another content than was written.
+    """
+    folder = Path(folder)
+    wanted = kind or "artifact"
+    if not folder.is_dir():
+        raise InputError(f"no {wanted} at {folder}: there is no such folder")
+    if (folder / UNFINISHED).exists() and not (folder / MANIFEST).exists():
+        raise InputError(f"the {wanted} at {folder} is unfinished; run the command that makes it again to continue it")
+    if not (folder / MANIFEST).exists():
+        raise InputError(f"{folder} holds no {wanted}: it has no {MANIFEST}")
+    record = read_json(folder / MANIFEST)
+    if record.get("format") != FORMAT:
+        raise InputError(f"{folder} has format {record.get('format')}; this version of codeprior reads format {FORMAT}")
+    manifest = Manifest(folder=folder, **record)
+    if kind is not None and manifest.kind != kind:
+        raise InputError(f"{folder} holds a {manifest.kind}, not a {kind}")
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.exists():
+            raise InputError(f"{path} is missing; remove {folder} and make it again")
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise InputError(f"{path} has {size} bytes, {entry['bytes']} were written; remove {folder} and make it again")
+        if size <= _DIGEST_LIMIT_BYTES and digest_file(path) != entry["digest"]:
+            raise InputError(f"{path} was changed after it was written; remove {folder} and make it again")
+    return manifest
+
+
+def environment() -> dict[str, Any]:
+    """The versions and the machine that a result was made with (only of packages already imported)."""
+    import sys
+
+    names = ("numpy", "numba", "scipy", "sklearn", "torch")
+    versions = {name: sys.modules[name].__version__ for name in names if name in sys.modules}
+    return {
+        "codeprior": VERSION,
+        "python": platform.python_version(),
+        **versions,
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+    }
+
+
+class Workspace:
+    """An artifact folder while it is being made.
+
+    Opening it decides what is left to do: `complete` is true where the same settings and inputs have already been
+    worked off, `resumed` where a run with them was interrupted. A folder that holds other work is refused, or cleared
+    if `overwrite` is set. The folder is locked: a second process that opens it is refused.
+
+    Parameters
+    ----------
+    folder : path
+        Created if missing.
+    kind : str
+        What is being made: "tokenizer", "codes", ...
+    settings : mapping
+        What decides the result. Not the device, not the place, nothing that only decides how fast.
+    inputs : mapping of str to digest
+        What it is made from.
+    overwrite : bool
+        Clear a folder that holds something else.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        kind: str,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        overwrite: bool = False,
+    ) -> None:
+        self.folder = Path(folder)
+        self.kind = kind
+        self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
+        self.inputs = dict(inputs)
+        self.manifest: Manifest | None = None
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InputError(f"{self.folder} is a file; choose a folder as --output")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = self._acquire_lock()
+        if overwrite and self._difference() is not None:
+            self._clear()
+        difference = self._difference()
+        if difference is not None:
+            raise InputError(f"{self.folder} {difference}; choose another --output, or replace it with --overwrite")
+        self.resumed = (self.folder / UNFINISHED).exists()
+        self._spent_s = float(read_json(self.folder / UNFINISHED)["time_s"]) if self.resumed else 0.0
+        self._started = time.monotonic()
+        if (self.folder / MANIFEST).exists():
+            self.manifest = read_manifest(self.folder, kind)
+        else:
+            self.checkpoint()
+            with write_atomically(self.folder / "config.yaml") as temporary:
+                temporary.write_text(yaml.safe_dump(self.settings, sort_keys=False))
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.manifest is not None
+
+    def path(self, name: str) -> Path:
+        """Path of a file in the folder."""
+        return self.folder / name
+
+    def checkpoint(self) -> None:
+        """Record the time spent so far, so that a resumed run adds to it."""
+        record = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "settings": self.settings,
+            "inputs": self.inputs,
+            "time_s": self._spent_s + time.monotonic() - self._started,
+        }
+        write_json(self.folder / UNFINISHED, record)
+
+    def finish(self, files: list[str], results: Mapping[str, Any]) -> Manifest:
+        """Write the manifest; the artifact is complete from here on.
+
+        Parameters
+        ----------
+        files : list of str
+            The files that are the artifact; logs and pictures need not be among them.
+        results : mapping
+            The numbers to report, as JSON values.
+        """
+        entries = {
+            name: {"bytes": (self.folder / name).stat().st_size, "digest": digest_file(self.folder / name)}
+            for name in sorted(files)
+        }
+        self.manifest = Manifest(
+            folder=self.folder,
+            kind=self.kind,
+            settings=self.settings,
+            inputs=self.inputs,
+            files=entries,
+            results=json.loads(json.dumps(dict(results), default=_plain)),
+            time_s=round(self._spent_s + time.monotonic() - self._started, 3),
+            environment=environment(),
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        )
+        record = asdict(self.manifest)
+        del record["folder"]
+        write_json(self.folder / MANIFEST, record)
+        (self.folder / UNFINISHED).unlink(missing_ok=True)
+        return self.manifest
+
+    def _difference(self) -> str | None:
+        """How what the folder holds differs from what is to be made; None if it does not."""
+        for name in (MANIFEST, UNFINISHED):
+            if not (self.folder / name).exists():
+                continue
+            record = read_json(self.folder / name)
+            if record.get("kind") != self.kind:
+                return f"holds a {record.get('kind')}, not a {self.kind}"
+            if changed := _changes(record.get("settings", {}), self.settings):
+                return f"holds a {self.kind} made with other settings ({changed})"
+            if record.get("inputs") != self.inputs:
+                changed = _changes(record.get("inputs", {}), self.inputs)
+                return f"holds a {self.kind} made from other inputs ({changed})"
+            return None
+        others = [entry.name for entry in self.folder.iterdir() if not entry.name.startswith(".")]
+        return f"is not empty (it holds {sorted(others)[0]})" if others else None
+
+    def _clear(self) -> None:
+        if not any((self.folder / name).exists() for name in (MANIFEST, UNFINISHED)):
+            raise InputError(f"{self.folder} is not empty and not codeprior's; choose another --output")
+        for entry in self.folder.iterdir():
+            if entry.name == ".lock":
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    def _acquire_lock(self) -> IO[str]:
+        lock = open(self.folder / ".lock", "w")  # noqa: SIM115 - held until the process ends or close() is called
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise InputError(f"another process is working in {self.folder}; wait for it or choose another --output") from None
+        return lock
+
+    def close(self) -> None:
+        """Release the folder."""
+        self._lock.close()
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return ", ".join(f"{name}: {_brief(old.get(name))}, now {_brief(new.get(name))}" for name in names[:4])
+
+
+def _brief(value: Any) -> str:
+    return short(value) if isinstance(value, str) and value.startswith("sha256:") else str(value)
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
