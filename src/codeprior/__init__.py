@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from codeprior.version import VERSION as __version__
+from codeprior.version import VERSION
 
 if TYPE_CHECKING:
     from codeprior.clustering.estimator import DCPE
     from codeprior.clustering.linkage import average_linkage
     from codeprior.codebook import Codebook
     from codeprior.prior import CodebookPrior
+
+__version__ = VERSION
 
 _HOMES = {
     "Codebook": "codeprior.codebook",

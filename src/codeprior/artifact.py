@@ -157,7 +157,9 @@ def read_manifest(folder: Path | str, kind: str | None = None) -> Manifest:
             raise InputError(f"{path} is missing; remove {folder} and make it again")
         size = path.stat().st_size
         if size != entry["bytes"]:
-            raise InputError(f"{path} has {size} bytes, {entry['bytes']} were written; remove {folder} and make it again")
+            raise InputError(
+                f"{path} has {size} bytes, {entry['bytes']} were written; remove {folder} and make it again"
+            )
         if size <= _DIGEST_LIMIT_BYTES and digest_file(path) != entry["digest"]:
             raise InputError(f"{path} was changed after it was written; remove {folder} and make it again")
     return manifest
@@ -316,7 +318,9 @@ class Workspace:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.close()
-            raise InputError(f"another process is working in {self.folder}; wait for it or choose another --output") from None
+            raise InputError(
+                f"another process is working in {self.folder}; wait for it or choose another --output"
+            ) from None
         return lock
 
     def close(self) -> None:

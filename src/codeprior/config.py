@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from codeprior.errors import InputError
 
@@ -136,7 +136,7 @@ class ExtractConfig(MakeConfig):
     method: str = "dcpe"
     """dcpe (exact average linkage), or a method to compare it with: kmeans, kmeans++, kmeans++-weighted,
     balanced-kmeans, kmeans-instance, centroid, ward, complete."""
-    normalize: bool | None = None
+    normalize: Annotated[bool | None, arg(metavar="| --no-normalize")] = None
     """Cluster l2-normalised vectors; default: as the tokenizer compares them."""
     usage: Path | None = field(default=None, metadata=NOT_IDENTITY)
     """How often each code is used: a .npy of counts or a code store. Codes never used are attached, not clustered."""
