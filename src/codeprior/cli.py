@@ -149,7 +149,8 @@ def _one_line(box: str) -> str:
     names = [line.strip() for line in lines[:rule] if re.match(r" {5}\S", line)]
     if "Required options" in box and names:
         return f"missing: {', '.join(names)}"
-    return " ".join(line.strip() for line in lines[:rule]).strip(" .")
+    text = " ".join(line.strip() for line in lines[:rule]).strip(" .")
+    return re.sub(r"^Error parsing \w+Config: ", "", text)
 
 
 def _canonical(arguments: Sequence[str], hints: dict[str, Any]) -> Iterator[str]:

@@ -48,7 +48,9 @@ def _version(package: str) -> str | None:
 def _devices() -> list[dict[str, Any]]:
     import torch
 
-    rows: list[dict[str, Any]] = [{"device": "cpu", "name": platform.processor() or platform.machine(), "memory_gb": None}]
+    rows: list[dict[str, Any]] = [
+        {"device": "cpu", "name": platform.processor() or platform.machine(), "memory_gb": None}
+    ]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         memory_gb = round(properties.total_memory / 1e9, 1)

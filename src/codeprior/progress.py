@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere; on standard error, first rank only."""
+"""Progress of long work, on standard error: a bar on a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 
