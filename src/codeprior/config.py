@@ -289,6 +289,9 @@ class EvaluateConfig(MakeConfig):
     """Real images, as --data elsewhere: digits:heldout, a folder, a file."""
     features: Path = field(metadata=NOT_IDENTITY)
     """Classifier folder (from train-classifier). Scores carry its name: they are not FID."""
+    baseline: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """Other real images (say those trained on) to score in the samples' place: what perfect samples would get.
+    Default: one half of the reference against the other, which is too pessimistic a bar where images are few."""
     batch_size: int = field(default=256, metadata=NOT_IDENTITY)
     """Images a forward pass."""
 
