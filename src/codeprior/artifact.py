@@ -1,8 +1,8 @@
 """Artifacts: the files that the rooms hand each other, written whole, signed with digests, checked on reading.
 
 An artifact is a folder with a `manifest.json`: what it is, the settings and inputs that it was made from, its files
-with their digests, its results. While it is being made the folder holds `unfinished.json` instead, so that a killed run is
-recognised and continued, and a finished one is not done twice.
+with their digests, its results. While it is being made the folder holds `unfinished.json` instead, so that a killed run
+is recognised and continued, and a finished one is not done twice.
 """
 
 from __future__ import annotations

@@ -90,12 +90,14 @@ def _parameters(config: ExtractConfig, codebook: Codebook, usage: np.ndarray | N
 
 
 def _existing(config: ExtractConfig, codebook: Codebook, parameters: dict[str, Any]) -> CodebookPrior | None:
-    if config.overwrite or not config.output.exists():
+    if not config.output.exists():
         return None
     prior = CodebookPrior.load(config.output)
     wanted = (codebook.digest, config.method, config.seed, parameters)
     if (prior.codebook_digest, prior.method, prior.seed, dict(prior.parameters)) == wanted:
         return prior
+    if config.overwrite:
+        return None
     raise InputError(f"{config.output} holds another prior; choose another --output, or replace it with --overwrite")
 
 

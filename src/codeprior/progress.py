@@ -38,6 +38,12 @@ def track(items: Iterable[Item], label: str, *, total: int | None = None, start:
         yield from _plain_lines(items, label, total, start)
 
 
+def announce(text: str) -> None:
+    """Say what begins."""
+    if os.environ.get("RANK", "0") == "0" and os.environ.get("CODEPRIOR_PROGRESS") != "0":
+        print(text, file=sys.stderr, flush=True)
+
+
 def _plain_lines(items: Iterable[Item], label: str, total: int, start: int) -> Iterator[Item]:
     began = said = time.monotonic()
     for done, item in enumerate(items, start):
