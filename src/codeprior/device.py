@@ -1,0 +1,39 @@
+"""Which device to compute on, from the name that a person gives."""
+
+from __future__ import annotations
+
+import torch
+
+from codeprior.errors import InputError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the first CUDA device if there is one, else the CPU.
+
+    Raises
+    ------
+    InputError
+        If torch knows no such device, or this machine has none.
+    """
+    if name == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"unknown device {name!r}; give auto, cpu, cuda or cuda:<index>") from None
+    if device.type == "cuda":
+        _require_cuda(device)
+    elif device.type not in ("cpu", "mps"):
+        raise InputError(f"device must be auto, cpu, cuda, cuda:<index> or mps, got {name!r}")
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("this machine has no mps device; use --device cpu")
+    return device
+
+
+def _require_cuda(device: torch.device) -> None:
+    n_devices = torch.cuda.device_count()
+    if n_devices == 0:
+        build = f"this torch ({torch.__version__}) finds none"
+        raise InputError(f"there is no CUDA device: {build}; use --device cpu, or see `codeprior doctor`")
+    if device.index is not None and device.index >= n_devices:
+        raise InputError(f"CUDA device index must be between 0 and {n_devices - 1}, got {device.index}")

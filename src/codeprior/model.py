@@ -1,0 +1,305 @@
+"""The autoregressive transformer: LlamaGen's class-conditional model, with its state-dict names and its numbers.
+
+Shapes: B batch, T tokens, S positions (the class, then tokens), V vocabulary, D width, N heads, H head width,
+F feed-forward width, C classes. The vocabulary is the tokenizer's codes or the clusters of a prior; the model does not
+know which.
+
+LlamaGen: Sun et al. 2024, arXiv:2406.06525. Of its options this has the class-conditional model without drop-path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codeprior.errors import InputError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of a transformer.
+
+    Raises
+    ------
+    InputError
+        If a size is not positive, or `dim` is not a multiple of 4 `n_heads` (rotary positions need pairs for both axes).
+    """
+
+    dim: int
+    """Width D."""
+    n_layers: int
+    """Blocks."""
+    n_heads: int
+    """Attention heads N."""
+    vocab_size: int
+    """Number of tokens, or of clusters."""
+    n_classes: int
+    """Number of classes; the null class of guidance is one more."""
+    grid: tuple[int, int]
+    """Rows and columns of tokens."""
+    ffn_multiple: int = 256
+    """The feed-forward width is 8/3 D, rounded up to a multiple of this."""
+    dropout: float = 0.1
+    """Of the input embeddings, the attention's output and the feed-forward's."""
+    null_class: bool = True
+    """Whether there is an embedding for "no class"; guidance needs it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "grid", tuple(self.grid))
+        sizes = (self.dim, self.n_layers, self.n_heads, self.vocab_size, self.n_classes, self.ffn_multiple, *self.grid)
+        if len(self.grid) != 2 or min(sizes) < 1:
+            raise InputError(f"every size of a model must be positive and the grid (rows, columns), got {self}")
+        if self.dim % (4 * self.n_heads):
+            raise InputError(f"dim must be a multiple of 4 n_heads = {4 * self.n_heads}, got {self.dim}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of an image, T."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head, H."""
+        return self.dim // self.n_heads
+
+    @property
+    def ffn_dim(self) -> int:
+        """Width of the feed-forward, F."""
+        return -(-int(8 * self.dim / 3) // self.ffn_multiple) * self.ffn_multiple
+
+
+def rotation_table(grid: tuple[int, int], head_dim: int, base: float = 10000.0) -> Tensor:
+    """Cosines and sines of 2-D rotary positions.
+
+    The first half of a head's pairs turns with the row, the second half with the column. The class slot has
+    cos = sin = 0, not the identity: it zeroes the class token's query and key, so that every token gives it the attention
+    logit 0. LlamaGen's weights were trained like this.
+
+    Returns
+    -------
+    table : Tensor of shape (1 + T, H / 2, 2), float32
+    """
+    frequencies = 1.0 / base ** (torch.arange(0, head_dim // 2, 2, device="cpu").float() / (head_dim // 2))
+    rows, columns = (torch.outer(torch.arange(n, device="cpu").float(), frequencies) for n in grid)
+    height, width = grid
+    angles = torch.cat([rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)], dim=-1)
+    table = torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(0, 1)
+    return torch.cat([torch.zeros_like(table[:1]), table])
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Turn adjacent pairs of each head: x (B, S, ..., H) by table (S, H / 2, 2), in float32."""
+    pairs = x.float().unflatten(-1, (-1, 2))
+    cos, sin = table.view(1, x.shape[1], *[1] * (x.ndim - 3), -1, 2).unbind(-1)
+    first, second = pairs.unbind(-1)
+    return torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1).flatten(-2).type_as(x)
+
+
+class KVCache:
+    """Keys and values of the positions seen so far, one pair a layer: the only thing here that is filled in place."""
+
+    def __init__(self, config: ModelConfig, batch_size: int, *, device: torch.device, dtype: torch.dtype) -> None:
+        shape = (config.n_layers, batch_size, config.n_heads, 1 + config.n_tokens, config.head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys and values (B, N, S, H) after `length` positions; all of the layer's so far."""
+        end = self.length + keys.shape[2]
+        self.keys[layer, :, :, self.length : end] = keys
+        self.values[layer, :, :, self.length : end] = values
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root mean square, in float32; then scale."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, eps=self.eps).type_as(x) * self.weight
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention with rotary positions."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_shape = layer, (config.n_heads, config.head_dim)
+        self.wqkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
+        self.wo = nn.Linear(config.dim, config.dim, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, table: Tensor, cache: KVCache | None) -> Tensor:
+        qkv = self.wqkv(x).unflatten(-1, (3, *self.head_shape))  # (B, S, 3, N, H)
+        q, k = rotate(qkv[:, :, :2], table).transpose(1, 3).unbind(2)  # (B, N, S, H)
+        v = qkv[:, :, 2].transpose(1, 2)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1)
+        return self.dropout(self.wo(y.transpose(1, 2).flatten(2)))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) * w3 x)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.w3 = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.w2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each normalised before and added."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.attention = Attention(config, layer)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm = RMSNorm(config.dim)
+        self.ffn_norm = RMSNorm(config.dim)
+
+    def forward(self, x: Tensor, table: Tensor, cache: KVCache | None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), table, cache)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class ClassEmbedding(nn.Module):
+    """A vector a class; the last row is the null class."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(config.n_classes + config.null_class, config.dim)
+
+    def forward(self, classes: Tensor) -> Tensor:
+        return self.embedding_table(classes)
+
+
+class Transformer(nn.Module):
+    """A class, then tokens in raster order; each position predicts the next token.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    generator : torch.Generator, optional
+        Of the initial weights: normal with deviation 0.02, `output` zero. Models that differ in their vocabulary alone
+        start from the same trunk.
+    """
+
+    rotation_table: Tensor
+
+    def __init__(self, config: ModelConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.cls_embedding = ClassEmbedding(config)
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.tok_dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm = RMSNorm(config.dim)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.register_buffer("rotation_table", rotation_table(config.grid, config.head_dim), persistent=False)
+        self._initialise(generator)
+
+    @torch.no_grad()
+    def _initialise(self, generator: torch.Generator | None) -> None:
+        for linear in (module for module in self.layers.modules() if isinstance(module, nn.Linear)):
+            linear.weight.normal_(std=0.02, generator=generator)
+        self.cls_embedding.embedding_table.weight.normal_(std=0.02, generator=generator)
+        self.tok_embeddings.weight.normal_(std=0.02, generator=generator)  # last: it alone depends on V
+        self.output.weight.zero_()
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of weights."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def embed(self, classes: Tensor, tokens: Tensor) -> Tensor:
+        """Vectors (B, 1 + T', D) of classes (B,) and the first T' tokens (B, T'); T' may be 0."""
+        return torch.cat([self.cls_embedding(classes)[:, None], self.tok_embeddings(tokens)], dim=1)
+
+    def logits(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits (B, S, V), float32, of vectors x (B, S, D) which follow what the cache holds.
+
+        A cache is extended by the S positions; more than one at a time only into an empty one.
+        """
+        start = 0 if cache is None else cache.length
+        if start and x.shape[1] > 1:
+            raise ValueError("a cache that holds something is extended by one position at a time")
+        table = self.rotation_table[start : start + x.shape[1]]
+        x = self.tok_dropout(x)
+        for layer in self.layers:
+            x = layer(x, table, cache)
+        if cache is not None:
+            cache.length += x.shape[1]
+        return self.output(self.norm(x)).float()
+
+    def forward(self, classes: Tensor, tokens: Tensor) -> Tensor:
+        """Teacher-forced logits.
+
+        Parameters
+        ----------
+        classes : Tensor of shape (B,), int64
+            `config.n_classes` is the null class.
+        tokens : Tensor of shape (B, T'), int64
+            The first T' tokens, T' < T.
+
+        Returns
+        -------
+        logits : Tensor of shape (B, 1 + T', V), float32
+            Of the tokens 0 to T'.
+        """
+        return self.logits(self.embed(classes, tokens))
+
+
+_PRESETS = {
+    # name       layers heads  dim  ffn_multiple
+    "tiny":      (4,    4,   128,  32),
+    "GPT-B":     (12,  12,   768, 256),
+    "GPT-L":     (24,  16,  1024, 256),
+    "GPT-XL":    (36,  20,  1280, 256),
+    "GPT-XXL":   (48,  24,  1536, 256),
+    "GPT-XXXL":  (48,  40,  2560, 256),
+    "GPT-1B":    (22,  32,  2048, 256),
+    "GPT-3B":    (24,  32,  3200, 256),
+    "GPT-7B":    (32,  32,  4096, 256),
+}  # fmt: skip
+
+
+def model_config(
+    name: str, *, vocab_size: int, n_classes: int, grid: tuple[int, int], dropout: float = 0.1, null_class: bool = True
+) -> ModelConfig:
+    """The architecture of that name (LlamaGen's, and "tiny": under a million parameters) for these data.
+
+    Raises
+    ------
+    InputError
+        If there is no such name.
+    """
+    if name not in _PRESETS:
+        raise InputError(f"model must be one of {', '.join(_PRESETS)}, got {name!r}")
+    n_layers, n_heads, dim, ffn_multiple = _PRESETS[name]
+    return ModelConfig(
+        dim=dim,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        vocab_size=vocab_size,
+        n_classes=n_classes,
+        grid=grid,
+        ffn_multiple=ffn_multiple,
+        dropout=dropout,
+        null_class=null_class,
+    )
