@@ -1,0 +1,137 @@
+"""Average linkage by rounds on a matrix of distance sums: merge all reciprocal nearest pairs, rewrite, repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import _kernels
+from ._merges import MergeLog
+from ._parallel import RowPool
+
+BLOCK_ROWS = 64  # rows of the next matrix made before they overwrite the present one
+
+
+@dataclass
+class Clusters:
+    """The clusters that may still merge, by ascending representative: the order in which ties are decided."""
+
+    representatives: np.ndarray  # int64: lowest code
+    sizes: np.ndarray  # int64: number of codes
+    weights: np.ndarray  # float64: sum of instance weights
+
+    def __len__(self) -> int:
+        return len(self.representatives)
+
+
+@dataclass(frozen=True)
+class SizeRule:
+    """`max_cluster_size` in two readings; a bound of 0 is none."""
+
+    frozen_above: int = 0  # clusters with more codes than this merge no more
+    at_most: int = 0  # no merge makes a cluster with more codes than this
+
+    def may_merge(self, sizes: np.ndarray) -> np.ndarray:
+        """Return for each cluster whether it may take part in a merge at all."""
+        if self.at_most:
+            return sizes < self.at_most
+        if self.frozen_above:
+            return sizes <= self.frozen_above
+        return np.ones(len(sizes), dtype=bool)
+
+
+def merge_by_matrix(
+    sums: np.ndarray,
+    clusters: Clusters,
+    log: MergeLog,
+    rule: SizeRule,
+    pool: RowPool,
+    report: Callable[[], None],
+) -> None:
+    """Merge until nothing wanted is left. `sums` (n, n) holds w_i w_j D(i, j) and is overwritten.
+
+    Average linkage is reducible: a merged cluster is never nearer than the nearer of its parts, so a mutually nearest
+    pair stays one until it merges, and all of them may merge in one round. Only clusters that merged, or whose nearest
+    did, search again.
+    """
+    n = len(clusters)
+    memory = sums.reshape(-1)
+    representatives, sizes, weights = clusters.representatives, clusters.sizes, clusters.weights
+    nearest = np.full(n, -1, dtype=np.int64)
+    distance = np.full(n, np.inf)
+    stale = np.ones(n, dtype=bool)
+    rows_per_call = max(1, 4_000_000 // max(n, 1))
+    pool.run(_kernels.nearest_in_matrix, n, rows_per_call, sums, weights, sizes, rule.at_most, stale, nearest, distance)
+    while n > 1:
+        partner = np.empty(n, dtype=np.int64)
+        if not _kernels.mutual_pairs(nearest, partner):
+            if stale.all() or not np.isfinite(distance).any():
+                return
+            # Rounding may have left a circle of outdated nearest clusters: search all again, which finds a pair.
+            stale = np.ones(n, dtype=bool)
+            pool.run(
+                _kernels.nearest_in_matrix,
+                n,
+                rows_per_call,
+                sums,
+                weights,
+                sizes,
+                rule.at_most,
+                stale,
+                nearest,
+                distance,
+            )
+            continue
+        low = np.flatnonzero(partner > np.arange(n))
+        high = partner[low]
+        log.add(representatives[low], representatives[high], distance[low])
+        report()
+        merged = partner >= 0
+        outdated = merged.copy()
+        outdated[nearest >= 0] |= merged[nearest[nearest >= 0]]
+        sizes = sizes.copy()
+        sizes[low] += sizes[high]
+        weights = weights.copy()
+        weights[low] += weights[high]
+
+        # A cluster whose nearest is beyond the bound has no wanted merge left, nor a place in the matrix.
+        keep = rule.may_merge(sizes) & (distance <= log.bound() * (1 + 1e-9)) & np.isfinite(distance)
+        keep[high] = False
+        second = np.full(n, -1, dtype=np.int64)
+        second[low] = high
+        first = np.flatnonzero(keep)
+        second = second[first]
+        place = np.full(n + 1, -1, dtype=np.int64)
+        place[first] = np.arange(len(first))
+        nearest, distance, stale = place[nearest[first]], distance[first], outdated[first]
+        representatives, sizes, weights = representatives[first], sizes[first], weights[first]
+
+        m = len(first)
+        single = np.flatnonzero(second < 0)
+        paired = np.flatnonzero(second >= 0)
+        block = np.empty((min(BLOCK_ROWS, m), m))
+        following = memory[: m * m].reshape(m, m)
+        for offset in range(0, m, BLOCK_ROWS):
+            rows = min(BLOCK_ROWS, m - offset)
+            pool.run(
+                _kernels.merge_rows,
+                rows,
+                max(1, min(BLOCK_ROWS // 8, 65536 // m)),
+                offset,
+                sums,
+                first,
+                second,
+                single,
+                paired,
+                block,
+                weights,
+                sizes,
+                rule.at_most,
+                stale,
+                nearest,
+                distance,
+            )
+            following[offset : offset + rows] = block[:rows]
+        sums, n = following, m

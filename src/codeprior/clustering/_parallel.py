@@ -1,0 +1,54 @@
+"""Threads for kernels: compiled code that releases the interpreter, called on short ranges of rows.
+
+Threads of our own instead of those of numba: its default layer must not be entered from two threads at once, and its
+OpenMP layer not after a fork. A short range is also what lets Ctrl-C in.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+from codeprior.errors import InputError
+
+
+def available_threads() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class RowPool:
+    """Run ``kernel(start, stop, *args)`` over consecutive ranges of rows; no two ranges share one.
+
+    The ranges depend on nothing but the arguments, so results are the same for any number of threads as long as a
+    kernel writes only what belongs to its rows.
+    """
+
+    def __init__(self, n_threads: int | None = None) -> None:
+        if n_threads is not None and n_threads < 1:
+            raise InputError(f"n_threads must be at least 1, got {n_threads}")
+        self.n_threads = n_threads or available_threads()
+        self._pool = ThreadPoolExecutor(self.n_threads) if self.n_threads > 1 else None
+
+    def __enter__(self) -> RowPool:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def run(self, kernel: Callable[..., Any], n_rows: int, chunk: int, *args: Any) -> None:
+        """Call `kernel` on ranges of at most `chunk` rows and return when all of them are done."""
+        starts = range(0, n_rows, max(1, chunk))
+        if self._pool is None or len(starts) <= 1:
+            for start in starts:
+                kernel(start, min(start + chunk, n_rows), *args)
+            return
+        futures = [self._pool.submit(kernel, start, min(start + chunk, n_rows), *args) for start in starts]
+        for future in futures:
+            future.result()

@@ -1,0 +1,212 @@
+"""Average linkage (UPGMA), exactly: the clustering of DCPE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from codeprior.errors import InputError
+
+from . import _kernels
+from ._matrix import Clusters, SizeRule, merge_by_matrix
+from ._merges import MergeLog
+from ._parallel import RowPool
+from .distance import check_vectors, check_weights, duplicate_groups
+
+Metric = str | Callable[[np.ndarray, np.ndarray], np.ndarray]
+Progress = Callable[[int, int], None]
+
+
+def average_linkage(
+    vectors: np.ndarray,
+    n_clusters: int = 1,
+    *,
+    metric: Metric = "euclidean",
+    weights: np.ndarray | None = None,
+    max_cluster_size: int | None = None,
+    strict: bool = False,
+    device: str = "cpu",
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Merge code vectors bottom-up by mean pairwise distance (UPGMA), exactly.
+
+    Parameters
+    ----------
+    vectors : ndarray of shape (V, E), float32 or float64
+        One row a code; with ``metric="precomputed"`` the symmetric (V, V) matrix of instance distances. Not modified.
+    n_clusters : int
+        Stop when this many clusters are left; 1 gives the complete tree.
+    metric : "euclidean", "precomputed" or callable
+        Distance of two codes. A callable gets two blocks of rows, (A, E) and (B, E), and returns (A, B) distances.
+    weights : ndarray of shape (V,), optional
+        Positive instance weights: the distance of two clusters is the weighted mean over their cross pairs.
+    max_cluster_size : int, optional
+        A cluster with more codes than this merges no more (the paper's rule for IAR, where it is V // n_clusters).
+    strict : bool
+        Read `max_cluster_size` as a bound instead: no merge makes a cluster with more codes.
+    device : str
+        "cpu", or a torch device such as "cuda".
+    n_threads : int, optional
+        Threads of the CPU path; by default one for each core that the process may use.
+    progress : callable, optional
+        Called with (merges made, merges wanted) now and then. While rounds are under way more merges may be made than
+        wanted.
+
+    Returns
+    -------
+    Z : ndarray of shape (V - reached, 4), float64
+        SciPy's layout: left id, right id (the smaller first), height, size; row i of `vectors` has id i, the cluster
+        made by merge t has id V + t. Heights never decrease. Without a size bound ``reached == n_clusters``. A bound
+        may leave more clusters than asked for when no allowed pair is left; the paper's rule always reaches
+        `n_clusters` if ``max_cluster_size >= V // n_clusters``, the strict one need not.
+
+    Raises
+    ------
+    InputError
+        If `vectors` is not two-dimensional and finite, or an argument is out of its range. It is a ValueError.
+
+    Notes
+    -----
+    The distance of two clusters is the mean over all cross pairs (DCPE, Eq. 2); the nearest pair merges, greedily
+    (Eq. 1). Rounds of reciprocal nearest neighbours give that tree [2]_.
+
+    Ties: distances are compared after rounding to 41 significant bits (12 decimal digits), which is also the precision
+    of the heights. Of pairs at equal distance the one whose lower representative is lowest merges first, then the one
+    whose higher representative is; a cluster's representative is its lowest row. Equal rows thus merge first, at
+    height 0. Z is the same on every run and for any number of threads.
+
+    References
+    ----------
+    .. [1] DCPE (Tang et al., 2025), Eq. 1-2 and Algorithm 1.
+    .. [2] Müllner, Modern hierarchical, agglomerative clustering algorithms, 2011, arXiv:1109.2378.
+    """
+    n_codes = len(vectors)
+    if metric == "precomputed":
+        vectors = _check_distance_matrix(vectors)
+    elif metric == "euclidean" or callable(metric):
+        vectors = check_vectors(vectors)
+    else:
+        raise InputError(f"metric must be 'euclidean', 'precomputed' or a callable, got {metric!r}")
+    if not 1 <= n_clusters <= n_codes:
+        raise InputError(f"n_clusters must be between 1 and {n_codes} (the codebook size), got {n_clusters}")
+    if max_cluster_size is not None and max_cluster_size < 1:
+        raise InputError(f"max_cluster_size must be at least 1, got {max_cluster_size}")
+    weights = check_weights(weights, n_codes)
+    if device != "cpu":
+        if metric != "euclidean":
+            raise InputError(f"metric {metric!r} runs on device 'cpu' only, got device {device!r}")
+        from ._torch import average_linkage_torch
+
+        return average_linkage_torch(
+            vectors, n_clusters, weights=weights, max_cluster_size=max_cluster_size, strict=strict, device=device
+        )
+    bound = max_cluster_size or 0
+    rule = SizeRule(at_most=bound) if strict else SizeRule(frozen_above=bound)
+    log = MergeLog(n_codes, n_clusters)
+
+    def report() -> None:
+        if progress is not None:
+            progress(min(log.made, log.wanted), log.wanted)
+
+    report()
+    if log.wanted == 0:
+        return log.linkage()
+    with RowPool(n_threads) as pool:
+        if isinstance(metric, str) and metric == "euclidean":
+            clusters, _ = _merge_duplicates(vectors, weights, rule, log)
+            points = np.ascontiguousarray(vectors[clusters.representatives])
+            sums = _euclidean_sums(points, clusters.weights, pool)
+        else:
+            clusters = _singletons(n_codes, weights)
+            distances = _distance_matrix(vectors, metric) if callable(metric) else vectors
+            sums = distances * (clusters.weights[:, None] * clusters.weights[None, :])
+        keep = np.flatnonzero(rule.may_merge(clusters.sizes))
+        if len(keep) < len(clusters):
+            clusters = Clusters(clusters.representatives[keep], clusters.sizes[keep], clusters.weights[keep])
+            sums = np.ascontiguousarray(sums[np.ix_(keep, keep)])
+        merge_by_matrix(sums, clusters, log, rule, pool, report)
+    return log.linkage()
+
+
+def _singletons(n_codes: int, weights: np.ndarray | None) -> Clusters:
+    return Clusters(
+        representatives=np.arange(n_codes),
+        sizes=np.ones(n_codes, dtype=np.int64),
+        weights=np.ones(n_codes) if weights is None else weights,
+    )
+
+
+def _merge_duplicates(
+    vectors: np.ndarray, weights: np.ndarray | None, rule: SizeRule, log: MergeLog
+) -> tuple[Clusters, np.ndarray]:
+    """Merge equal rows at height 0 as the greedy rule does; return the clusters and the cluster of each row.
+
+    Lowest representatives first: the copies of a row join its first one until the size rule forbids another, then the
+    next copy begins a new cluster.
+    """
+    clusters = _singletons(len(vectors), weights)
+    first = duplicate_groups(vectors)
+    copies = np.flatnonzero(first != np.arange(len(vectors)))
+    if not copies.size:
+        return clusters, first
+    order = np.argsort(first, kind="stable")  # groups one after the other, each by ascending row
+    _, group_start, group_size = np.unique(first[order], return_index=True, return_counts=True)
+    rank = np.arange(len(order)) - np.repeat(group_start, group_size)
+    capacity = rule.at_most or (rule.frozen_above + 1 if rule.frozen_above else len(vectors))
+    head = np.empty(len(vectors), dtype=np.int64)
+    head[order] = order[np.arange(len(order)) - rank % capacity]
+    joined = np.flatnonzero(head != np.arange(len(vectors)))
+    joined = joined[np.argsort(head[joined], kind="stable")]
+    log.add_chain(head[joined], joined, np.zeros(len(joined)))
+    representatives = np.unique(head)
+    clusters = Clusters(
+        representatives=representatives,
+        sizes=np.bincount(head, minlength=len(vectors))[representatives],
+        weights=np.bincount(head, weights=clusters.weights, minlength=len(vectors))[representatives],
+    )
+    return clusters, head
+
+
+def _euclidean_sums(points: np.ndarray, weights: np.ndarray, pool: RowPool) -> np.ndarray:
+    """Return the (n, n) matrix of distances times both weights."""
+    n = len(points)
+    sums = np.empty((n, n))
+    columns = np.ascontiguousarray(points.T)
+    pool.run(_kernels.instance_matrix, n, 64, points, columns, weights, sums)
+    return sums
+
+
+def _distance_matrix(
+    vectors: np.ndarray, metric: Callable[[np.ndarray, np.ndarray], np.ndarray], block: int = 1024
+) -> np.ndarray:
+    """Return the (V, V) float64 matrix of a caller's metric, asked for block by block above the diagonal."""
+    n = len(vectors)
+    distances = np.empty((n, n))
+    for i in range(0, n, block):
+        for j in range(i, n, block):
+            x, y = vectors[i : i + block], vectors[j : j + block]
+            values = np.asarray(metric(x, y), dtype=np.float64)
+            if values.shape != (len(x), len(y)):
+                raise InputError(f"metric must return shape {(len(x), len(y))} for these blocks, got {values.shape}")
+            distances[i : i + block, j : j + block] = values
+            distances[j : j + block, i : i + block] = values.T
+    np.fill_diagonal(distances, 0.0)
+    return _check_distance_matrix(distances)
+
+
+def _check_distance_matrix(distances: np.ndarray) -> np.ndarray:
+    """Return the matrix as C-ordered float64 if it is square, symmetric, finite and not negative."""
+    distances = np.asarray(distances)
+    if distances.ndim != 2 or distances.shape[0] != distances.shape[1]:
+        raise InputError(f"a distance matrix must be square, got shape {distances.shape}")
+    distances = check_vectors(distances, "distance matrix").astype(np.float64, copy=False)
+    if (distances < 0).any():
+        raise InputError(f"distances must not be negative, got {distances.min()}")
+    if not np.array_equal(distances, distances.T):
+        worst = float(np.abs(distances - distances.T).max())
+        if worst > 1e-6 * float(distances.max()):
+            raise InputError(f"a distance matrix must be symmetric, entries differ from their mirror by up to {worst}")
+        distances = (distances + distances.T) / 2  # an exact half: the sum does not depend on its order
+    return distances

@@ -1,0 +1,239 @@
+"""average_linkage against the definition, against its laws and against SciPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy.cluster import hierarchy
+
+import naive
+from codeprior.clustering.cut import cut
+from codeprior.clustering.linkage import average_linkage
+from codeprior.errors import InputError
+
+CASES = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@st.composite
+def codebooks(draw, largest=60):
+    """Vectors of any kind that a codebook may hold: generic, with copies, rounded, on a line, far from the origin."""
+    n = draw(st.one_of(st.integers(1, 12), st.integers(1, largest)))
+    dim = draw(st.integers(1, 32))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    vectors = rng.normal(size=(n, dim))
+    kind = draw(st.sampled_from(["generic", "clustered", "copies", "rounded", "binary", "sphere", "far", "tiny"]))
+    if kind == "clustered":
+        vectors = vectors * 0.1 + 3 * rng.normal(size=(5, dim))[rng.integers(0, 5, n)]
+    elif kind == "copies":
+        vectors = vectors[rng.integers(0, n, n)]
+    elif kind == "rounded":
+        vectors = np.round(vectors * 2) / 4
+    elif kind == "binary":
+        vectors = np.sign(vectors[:, :8])
+    elif kind == "sphere":
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    elif kind == "far":
+        vectors += 100
+    elif kind == "tiny":
+        vectors *= 1e-12
+    return vectors.astype(draw(st.sampled_from([np.float32, np.float64])))
+
+
+@st.composite
+def problems(draw, largest=60):
+    vectors = draw(codebooks(largest))
+    n = len(vectors)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    weights = draw(st.sampled_from([None, rng.uniform(0.1, 10, n), rng.integers(1, 4, n).astype(float)]))
+    bound = draw(st.one_of(st.none(), st.integers(1, n)))
+    n_clusters = draw(st.one_of(st.just(1), st.integers(1, n)))
+    strict = draw(st.booleans())
+    return vectors, {"n_clusters": n_clusters, "weights": weights, "max_cluster_size": bound, "strict": strict}
+
+
+@CASES
+@given(problems())
+def test_every_merge_is_a_minimum_of_the_definition(problem):
+    vectors, options = problem
+    Z = average_linkage(vectors, **options)
+    distances = naive.instance_distances(vectors)
+    rules = {key: options[key] for key in ("weights", "max_cluster_size", "strict")}
+    assert naive.replay(Z, distances, **rules) is None
+    assert (np.diff(Z[:, 2]) >= 0).all()
+    assert len(Z) == len(naive.greedy_average_linkage(distances, options["n_clusters"], **rules)) or options["strict"]
+
+
+@CASES
+@given(problems(largest=30))
+def test_equals_the_greedy_definition_where_there_are_no_ties(problem):
+    vectors, options = problem
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=vectors.shape)  # generic: no two distances within rounding of each other
+    Z = average_linkage(vectors, **options)
+    expected = naive.greedy_average_linkage(naive.instance_distances(vectors), **options)
+    assert Z.shape == expected.shape
+    np.testing.assert_array_equal(Z[:, [0, 1, 3]], expected[:, [0, 1, 3]])
+    np.testing.assert_allclose(Z[:, 2], expected[:, 2], rtol=1e-11)  # 41 bits, and sums in another order
+
+
+@CASES
+@given(st.integers(1, 40), st.integers(0, 2**32 - 1), st.one_of(st.none(), st.integers(1, 10)), st.booleans())
+def test_ties_go_to_the_lowest_representatives(n, seed, bound, strict):
+    # Whole numbers on a line: all distances and their sums are exact, so ties are ties in any order of summation.
+    vectors = np.random.default_rng(seed).integers(0, 12, (n, 1)).astype(np.float64)
+    Z = average_linkage(vectors, max_cluster_size=bound, strict=strict)
+    expected = naive.greedy_average_linkage(naive.instance_distances(vectors), max_cluster_size=bound, strict=strict)
+    np.testing.assert_array_equal(Z, expected)
+
+
+@CASES
+@given(problems(largest=200))
+def test_same_bits_for_one_thread_and_two(problem):
+    vectors, options = problem
+    one = average_linkage(vectors, n_threads=1, **options)
+    two = average_linkage(vectors, n_threads=2, **options)
+    assert one.tobytes() == two.tobytes()
+
+
+@CASES
+@given(problems())
+def test_stopping_early_gives_the_head_of_the_complete_tree(problem):
+    vectors, options = problem
+    part = average_linkage(vectors, **options)
+    whole = average_linkage(vectors, **{**options, "n_clusters": 1})
+    np.testing.assert_array_equal(part, whole[: len(part)])
+    assert len(part) == min(len(whole), len(vectors) - options["n_clusters"])
+
+
+@CASES
+@given(codebooks())
+def test_metrics_agree_on_the_same_distances(vectors):
+    def euclidean(x, y):
+        return np.sqrt(((x[:, None].astype(float) - y[None]) ** 2).sum(axis=-1))
+
+    from_vectors = average_linkage(vectors, metric=euclidean)
+    from_matrix = average_linkage(euclidean(vectors, vectors), metric="precomputed")
+    np.testing.assert_array_equal(from_vectors, from_matrix)
+    assert naive.replay(from_matrix, naive.instance_distances(vectors)) is None
+
+
+def clouds(kind, n, dim, seed=0):
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(n, dim))
+    if kind == "clustered":
+        vectors = vectors * 0.2 + rng.normal(size=(n // 32, dim))[rng.integers(0, n // 32, n)]
+    elif kind == "uniform":
+        vectors = rng.uniform(size=(n, dim))
+    elif kind == "spherical":
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors.astype(np.float32)
+
+
+def assert_equal_to_scipy(vectors):
+    n = len(vectors)
+    expected = hierarchy.linkage(vectors.astype(np.float64), "average")
+    Z = average_linkage(vectors)
+    np.testing.assert_allclose(Z[:, 2], expected[:, 2], rtol=1e-5)
+    for n_clusters in (1, 2, 10, n // 32, n // 8, n // 2, n - 1):
+        np.testing.assert_array_equal(cut(Z, n, n_clusters), cut(expected, n, n_clusters))
+        np.testing.assert_array_equal(average_linkage(vectors, n_clusters), Z[: n - n_clusters])
+
+
+@pytest.mark.parametrize("kind", ["clustered", "uniform", "spherical"])
+@pytest.mark.parametrize("dim", [2, 8, 32])
+def test_equals_scipy_at_1024(kind, dim):
+    assert_equal_to_scipy(clouds(kind, 1024, dim))
+
+
+@pytest.mark.parametrize(("kind", "dim"), [("clustered", 8), ("uniform", 3), ("spherical", 32)])
+def test_equals_scipy_at_4096(kind, dim):
+    assert_equal_to_scipy(clouds(kind, 4096, dim))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "dim"), [("clustered", 8), ("uniform", 8), ("spherical", 32)])
+def test_equals_scipy_at_16384(kind, dim):
+    assert_equal_to_scipy(clouds(kind, 16384, dim))
+
+
+def test_one_code_has_no_merges():
+    assert average_linkage(np.ones((1, 3))).shape == (0, 4)
+
+
+def test_two_codes_merge_at_their_distance():
+    np.testing.assert_array_equal(average_linkage(np.array([[0.0, 3.0], [4.0, 0.0]])), [[0, 1, 5, 2]])
+
+
+def test_three_codes_give_the_mean_of_two_distances():
+    Z = average_linkage(np.array([[0.0], [1.0], [5.0]]))
+    np.testing.assert_array_equal(Z, [[0, 1, 1, 2], [2, 3, 4.5, 3]])
+
+
+def test_input_is_not_modified():
+    vectors = np.random.default_rng(0).normal(size=(50, 4))
+    distances = naive.instance_distances(vectors)
+    for array, metric in ((vectors, "euclidean"), (distances, "precomputed")):
+        before = array.copy()
+        average_linkage(array, metric=metric)
+        np.testing.assert_array_equal(array, before)
+
+
+def test_equal_rows_merge_first_at_height_zero():
+    rng = np.random.default_rng(0)
+    distinct = rng.normal(size=(140, 4)).astype(np.float32)
+    vectors = np.concatenate([distinct, np.repeat(distinct[:3], 20, axis=0)])
+    Z = average_linkage(vectors)
+    assert (Z[:60, 2] == 0).all()
+    assert Z[60, 2] > 0
+    assert naive.replay(Z, naive.instance_distances(vectors)) is None
+
+
+def test_a_frozen_cluster_merges_no_more_and_k_is_reached():
+    vectors = clouds("clustered", 512, 4)
+    for n_clusters in (2, 16, 100):
+        bound = 512 // n_clusters
+        Z = average_linkage(vectors, n_clusters, max_cluster_size=bound)
+        assert len(Z) == 512 - n_clusters
+        assert Z[:, 3].max() <= 2 * bound
+
+
+def test_strict_bound_is_never_exceeded():
+    Z = average_linkage(clouds("clustered", 512, 4), 16, max_cluster_size=32, strict=True)
+    assert Z[:, 3].max() <= 32
+    assert len(Z) < 512 - 16  # not every set of sizes can be packed: more clusters are left than asked for
+
+
+def test_progress_ends_at_the_merges_wanted():
+    seen = []
+    average_linkage(clouds("uniform", 300, 3), 20, progress=lambda made, wanted: seen.append((made, wanted)))
+    assert seen[0] == (0, 280)
+    assert seen[-1] == (280, 280)
+    assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"vectors": np.ones(3)}, r"shape \(V, E\).*\(3,\)"),
+        ({"vectors": np.ones((0, 3))}, "shape"),
+        ({"vectors": np.ones((3, 3)), "n_clusters": 0}, "between 1 and 3 .*got 0"),
+        ({"vectors": np.ones((3, 3)), "n_clusters": 4}, "between 1 and 3 .*got 4"),
+        ({"vectors": np.array([[0.0], [np.nan], [np.inf]])}, "2 non-finite vectors, first at index 1"),
+        ({"vectors": np.ones((3, 3)), "weights": np.array([1.0, 0.0, 2.0])}, "positive.*got 0.0 at index 1"),
+        ({"vectors": np.ones((3, 3)), "weights": np.array([1.0, 2.0, -2.0])}, "positive.*index 2"),
+        ({"vectors": np.ones((3, 3)), "weights": np.ones(2)}, r"shape \(3,\)"),
+        ({"vectors": np.ones((3, 3)), "max_cluster_size": 0}, "max_cluster_size"),
+        ({"vectors": np.ones((3, 3)), "n_threads": 0}, "n_threads"),
+        ({"vectors": np.ones((3, 3)), "metric": "cosine"}, "metric"),
+        ({"vectors": np.ones((3, 2)), "metric": "precomputed"}, "square"),
+        ({"vectors": np.array([[0.0, 1.0], [2.0, 0.0]]), "metric": "precomputed"}, "symmetric"),
+        ({"vectors": np.array([[0.0, -1.0], [-1.0, 0.0]]), "metric": "precomputed"}, "negative"),
+        ({"vectors": np.ones((3, 3)), "metric": lambda x, y: np.ones(3)}, "metric must return shape"),
+        ({"vectors": np.array([["a"]])}, "real numbers"),
+    ],
+)
+def test_wrong_arguments_are_refused_with_what_was_given(arguments, message):
+    with pytest.raises(InputError, match=message):
+        average_linkage(**arguments)
