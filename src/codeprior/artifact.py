@@ -197,7 +197,7 @@ class Workspace:
     inputs : mapping of str to digest
         What it is made from.
     overwrite : bool
-        Clear a folder that holds something else.
+        Clear a folder that holds something else, or this with files missing or changed.
     """
 
     def __init__(
@@ -218,7 +218,14 @@ class Workspace:
             raise InputError(f"{self.folder} is a file; choose a folder as --output")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = self._acquire_lock()
-        if overwrite and self._difference() is not None:
+        try:
+            self._open(overwrite)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, overwrite: bool) -> None:
+        if overwrite and (self._difference() is not None or self._is_damaged()):
             self._clear()
         difference = self._difference()
         if difference is not None:
@@ -227,7 +234,7 @@ class Workspace:
         self._spent_s = float(read_json(self.folder / UNFINISHED)["time_s"]) if self.resumed else 0.0
         self._started = time.monotonic()
         if (self.folder / MANIFEST).exists():
-            self.manifest = read_manifest(self.folder, kind)
+            self.manifest = read_manifest(self.folder, self.kind)
         else:
             self.checkpoint()
             with write_atomically(self.folder / "config.yaml") as temporary:
@@ -300,6 +307,15 @@ class Workspace:
             return None
         others = [entry.name for entry in self.folder.iterdir() if not entry.name.startswith(".")]
         return f"is not empty (it holds {sorted(others)[0]})" if others else None
+
+    def _is_damaged(self) -> bool:
+        if not (self.folder / MANIFEST).exists():
+            return False
+        try:
+            read_manifest(self.folder)
+        except InputError:
+            return True
+        return False
 
     def _clear(self) -> None:
         if not any((self.folder / name).exists() for name in (MANIFEST, UNFINISHED)):
