@@ -1,0 +1,587 @@
+"""The k-means family that the papers compare average linkage with: plain, balanced (IAR), and without centroids.
+
+Every function returns labels numbered by first appearance, of exactly `n_clusters` non-empty clusters, and gives the
+same labels for the same seed. Distances are Euclidean: normalise the rows first where the tokenizer does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+
+import numpy as np
+from numba import njit
+from scipy.spatial.distance import cdist
+from sklearn.cluster import KMeans, kmeans_plusplus
+from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
+
+from codeprior.clustering._parallel import RowPool
+from codeprior.clustering.distance import check_vectors, check_weights, duplicate_groups
+from codeprior.errors import InputError
+
+INITIALISATIONS = ("random", "k-means++")
+
+# How far, as a part of the longest vector, a bound may be off by rounding; looking further never changes the answer.
+_BOUND_SLACK = 1e-9
+
+# Distances computed between two looks at the keyboard: well under a second on one core, so that Ctrl-C is answered.
+_DISTANCES_PER_BLOCK = 1 << 25
+
+
+def kmeans(
+    vectors: np.ndarray,
+    n_clusters: int,
+    *,
+    seed: int,
+    init: str = "random",
+    weights: np.ndarray | None = None,
+    max_iterations: int = 300,
+) -> np.ndarray:
+    """Cluster code vectors by Lloyd's k-means, from one initialisation.
+
+    Parameters
+    ----------
+    vectors : ndarray of shape (V, E), float32 or float64
+        One row a code. Not modified.
+    n_clusters : int
+        Number of clusters, 1..V.
+    seed : int
+        Seed of the initialisation; nothing else is random.
+    init : {"random", "k-means++"}
+        "random" starts from `n_clusters` codes drawn at random, all with different vectors, as [1]_ describes (III-A);
+        "k-means++" draws each next code with a probability proportional to its squared distance [2]_.
+    weights : ndarray of shape (V,), optional
+        Positive weight of each code, say how often it is used; 1 by default.
+    max_iterations : int
+        Lloyd iterations at most; it nearly always stops earlier, when no code changes its cluster.
+
+    Returns
+    -------
+    labels : ndarray of shape (V,), int64
+        Cluster of each code, numbered by first appearance.
+
+    Raises
+    ------
+    InputError
+        If `vectors` is not two-dimensional and finite, `n_clusters` is not in 1..V, a weight is not positive and
+        finite, or `init` is unknown.
+
+    Notes
+    -----
+    The iterations are scikit-learn's, on one thread: its threads add centroids up in the order in which they finish,
+    and a last digit decides which of two equally near centroids a code goes to. Codes with equal vectors enter as one
+    point of their joint weight and stay together, unless fewer than `n_clusters` vectors differ. 16,384 codes of
+    dimension 8 take 0.2 s into 128 clusters and 1.5 s into 8,192.
+
+    References
+    ----------
+    .. [1] DCPE (Tang et al., 2025), III-A.  .. [2] Arthur and Vassilvitskii, 2007 (scikit-learn's greedy form).
+    """
+    vectors = _double(vectors)
+    n_codes = len(vectors)
+    _check_n_clusters(n_clusters, n_codes)
+    if init not in INITIALISATIONS:
+        raise InputError(f"init must be one of {', '.join(INITIALISATIONS)}, got {init!r}")
+    weights = _positive_weights(weights, n_codes)
+    if n_clusters == n_codes:
+        return np.arange(n_codes)
+
+    distinct, code_to_point = np.unique(duplicate_groups(vectors), return_inverse=True)
+    points = vectors[distinct]
+    if len(points) <= n_clusters:  # every distinct vector is a cluster; equal ones are split until there are enough
+        return by_first_appearance(fill_empty_clusters(vectors, code_to_point, n_clusters))
+
+    point_weights = np.bincount(code_to_point, weights)
+    with warnings.catch_warnings():
+        # Told again below, and put right, by `fill_empty_clusters`.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        with threadpool_limits(limits=1):
+            if init == "random":
+                centres = vectors[_draw_distinct(vectors, n_clusters, seed)]
+            else:
+                centres, _ = kmeans_plusplus(points, n_clusters, sample_weight=point_weights, random_state=seed)
+            lloyd = KMeans(n_clusters, init=centres, n_init=1, max_iter=max_iterations, tol=0.0, algorithm="lloyd")
+            point_labels = lloyd.fit(points, sample_weight=point_weights).labels_.astype(np.int64)
+    labels = fill_empty_clusters(vectors, point_labels[code_to_point], n_clusters)
+    return by_first_appearance(labels)
+
+
+def balanced_kmeans(
+    vectors: np.ndarray,
+    n_clusters: int,
+    *,
+    seed: int = 0,
+    max_iterations: int = 100,
+    init: np.ndarray | None = None,
+    n_threads: int | None = None,
+) -> np.ndarray:
+    """Cluster code vectors into clusters of equal size, as IAR does before it reorders a codebook.
+
+    Each iteration takes the codes in the order of their distance to the nearest centre, nearest first, and puts each
+    into the nearest cluster that is not full yet; then centres become means.
+
+    Parameters
+    ----------
+    vectors : ndarray of shape (V, E), float32 or float64
+        One row a code. Not modified.
+    n_clusters : int
+        Number of clusters G, 1..V. Where G does not divide V, sizes differ by at most one: the first V mod G clusters
+        to ask for one more code than V // G get it.
+    seed : int
+        Seed of the random permutation whose first `n_clusters` codes are the first centres.
+    max_iterations : int
+        Iterations at most. The assignment is greedy, hence the error may rise and the clusters may never settle.
+    init : ndarray of shape (n_clusters,), int, optional
+        Codes to start from, in place of a random permutation.
+    n_threads : int, optional
+        Threads for the distances; all cores by default. The labels do not depend on it.
+
+    Returns
+    -------
+    labels : ndarray of shape (V,), int64
+        Cluster of each code, numbered by first appearance.
+
+    Raises
+    ------
+    InputError
+        If `vectors` is not two-dimensional and finite, or `n_clusters` is not in 1..V.
+
+    Notes
+    -----
+    Differs from IAR's script: the iteration with the smallest squared error is returned, not the last one; a
+    repeated assignment ends the search (all that follows would repeat too); the sums are float64.
+    Ties: the lower code first, the lower centre first. Time is G * V * E an iteration, memory V * (E + G / V).
+
+    References
+    ----------
+    .. [1] IAR (Hu et al., 2025), codebook rearrangement.
+    """
+    vectors = _double(vectors)
+    n_codes = len(vectors)
+    _check_n_clusters(n_clusters, n_codes)
+    if init is None:
+        init = np.random.default_rng(seed).permutation(n_codes)[:n_clusters]
+    elif len(init) != n_clusters:
+        raise InputError(f"init must hold one code for each of the {n_clusters} clusters, got {len(init)}")
+    centres = vectors[init]
+
+    best_error = np.inf
+    best = np.empty(0, dtype=np.int64)
+    seen: set[bytes] = set()
+    nearest = np.empty(n_codes, dtype=np.int64)
+    sqdist = np.empty(n_codes)
+    for _ in range(max_iterations):
+        columns = np.ascontiguousarray(centres.T)
+        with RowPool(n_threads) as pool:
+            pool.run(_nearest_centres, n_codes, _rows_a_block(n_clusters), vectors, columns, nearest, sqdist)
+        labels = np.empty(n_codes, dtype=np.int64)
+        _fill_nearest_first(vectors, columns, np.argsort(sqdist, kind="stable"), nearest, labels)
+        centres = cluster_means(vectors, labels, n_clusters)
+        error = float(np.square(vectors - centres[labels]).sum())
+        if error < best_error:
+            best_error, best = error, labels
+        digest = _digest(labels)
+        if digest in seen:
+            break
+        seen.add(digest)
+    return by_first_appearance(best)
+
+
+def balanced_order(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Order codes cluster by cluster, neighbours beside each other inside each cluster, as IAR reorders a codebook.
+
+    Inside a cluster of m codes, the code nearest the cluster's mean takes the place m // 2 - 1 and its nearest
+    neighbour the next; then the sequence is extended at its left and its right end in turn, each time by the
+    remaining code nearest to that end.
+
+    Parameters
+    ----------
+    vectors : ndarray of shape (V, E), float32 or float64
+        One row a code. Not modified.
+    labels : ndarray of shape (V,), int64
+        Cluster of each code, numbered 0..G-1. Clusters need not be of equal size.
+
+    Returns
+    -------
+    mapping : ndarray of shape (V,), int64
+        New id of each old id, a permutation: ``new_codes = mapping[old_codes]``, ``new_vectors[mapping] = vectors``.
+        IAR's mapping file holds the same.
+
+    Raises
+    ------
+    InputError
+        If `vectors` is not two-dimensional and finite, or `labels` is not one label for each code.
+
+    Notes
+    -----
+    Ties go to the lower old id. A cluster of m codes costs m^2 distances in time and memory.
+    Differs from IAR's script: derived from the permutation itself rather than by matching equal rows, so duplicate
+    rows do no harm; and clusters of odd size are filled to the last place.
+    """
+    vectors = _double(vectors)
+    labels = np.asarray(labels)
+    if labels.shape != (len(vectors),):
+        raise InputError(f"labels must be one for each of the {len(vectors)} codes, got shape {labels.shape}")
+    members = np.argsort(labels, kind="stable")
+    ends = np.flatnonzero(np.diff(labels[members])) + 1
+    order = np.concatenate([cluster[_two_sided_walk(vectors[cluster])] for cluster in np.split(members, ends)])
+    mapping = np.empty(len(vectors), dtype=np.int64)
+    mapping[order] = np.arange(len(vectors))
+    return mapping
+
+
+def centroid_free_kmeans(
+    vectors: np.ndarray,
+    n_clusters: int,
+    *,
+    seed: int = 0,
+    weights: np.ndarray | None = None,
+    max_iterations: int = 100,
+    n_threads: int | None = None,
+) -> np.ndarray:
+    """Cluster code vectors by k-means with the mean distance to a cluster's members in place of its centroid.
+
+    The paper's ablation "k-means w/o centroid" [1]_ (Table V): after a first assignment to the nearest of
+    `n_clusters` random codes, each code goes to the cluster with the smallest mean distance to its members, all codes
+    at once, until none moves.
+
+    Parameters
+    ----------
+    vectors : ndarray of shape (V, E), float32 or float64
+        One row a code. Not modified.
+    n_clusters : int
+        Number of clusters, 1..V.
+    seed : int
+        Seed of the codes to start from.
+    weights : ndarray of shape (V,), optional
+        Positive weight of each code in the means; 1 by default.
+    max_iterations : int
+        Iterations at most. Nothing guarantees that all codes settle; a repeated assignment ends the search too.
+    n_threads : int, optional
+        Threads for the distances; all cores by default. The labels do not depend on it.
+
+    Returns
+    -------
+    labels : ndarray of shape (V,), int64
+        Cluster of each code, numbered by first appearance.
+
+    Raises
+    ------
+    InputError
+        If `vectors` is not two-dimensional and finite, `n_clusters` is not in 1..V, or a weight is not positive and
+        finite.
+
+    Notes
+    -----
+    A code's distance to itself, zero, counts in the mean over its own cluster: a code in a small cluster is reluctant
+    to leave it, and one alone never does. The paper does not say whether it counts.
+    The mean distance to the members is at least the distance to their mean (Jensen's inequality), so only clusters
+    whose mean is nearer than the best mean distance so far are looked into: the same labels, a fraction of the work.
+    Ties: the lower cluster. A cluster left empty takes the code farthest from its own cluster's members.
+
+    References
+    ----------
+    .. [1] DCPE (Tang et al., 2025), IV-C.
+    """
+    vectors = _double(vectors)
+    n_codes = len(vectors)
+    _check_n_clusters(n_clusters, n_codes)
+    weights = _positive_weights(weights, n_codes)
+    columns = np.ascontiguousarray(vectors[_draw_distinct(vectors, n_clusters, seed)].T)
+    labels = np.empty(n_codes, dtype=np.int64)
+    distance = np.empty(n_codes)  # squared in the first assignment, which has a single member a cluster
+    block = _rows_a_block(n_clusters)
+    with RowPool(n_threads) as pool:
+        pool.run(_nearest_centres, n_codes, block, vectors, columns, labels, distance)
+    labels = fill_empty_clusters(vectors, labels, n_clusters, distance)
+    slack = _slack(vectors)
+    seen = {_digest(labels)}
+    for _ in range(max_iterations):
+        moved = np.empty(n_codes, dtype=np.int64)
+        clusters = _summarise(vectors, labels, weights, n_clusters)
+        with RowPool(n_threads) as pool:
+            pool.run(_nearest_clusters, n_codes, block, vectors, *clusters, labels, slack, moved, distance)
+        labels = fill_empty_clusters(vectors, moved, n_clusters, distance)
+        digest = _digest(labels)
+        if digest in seen:
+            break
+        seen.add(digest)
+    return by_first_appearance(labels)
+
+
+def nearest_clusters(
+    vectors: np.ndarray,
+    members: np.ndarray,
+    labels: np.ndarray,
+    *,
+    weights: np.ndarray | None = None,
+    n_threads: int | None = None,
+) -> np.ndarray:
+    """Give the cluster with the smallest mean instance distance (Eq. 2 for a single code) to each row of `vectors`.
+
+    Parameters
+    ----------
+    vectors : ndarray of shape (M, E)
+        The rows to place.
+    members : ndarray of shape (V, E)
+        The vectors that are clustered already.
+    labels : ndarray of shape (V,), int64
+        Their clusters, numbered 0..G-1, each with at least one member.
+    weights : ndarray of shape (V,), optional
+        Positive weights of the members in the means; 1 by default.
+    n_threads : int, optional
+        Threads; all cores by default. The answer does not depend on it.
+
+    Returns
+    -------
+    nearest : ndarray of shape (M,), int64
+        The lower cluster where two are equally near.
+    """
+    vectors, members = _double(vectors), _double(members)
+    n_clusters = int(labels.max()) + 1
+    clusters = _summarise(members, labels, _positive_weights(weights, len(members)), n_clusters)
+    first, sqdist = np.empty(len(vectors), dtype=np.int64), np.empty(len(vectors))
+    nearest, distance = np.empty(len(vectors), dtype=np.int64), np.empty(len(vectors))
+    block = _rows_a_block(n_clusters)
+    with RowPool(n_threads) as pool:
+        # The cluster with the nearest mean is the first guess: a good bound leaves few others to look into.
+        pool.run(_nearest_centres, len(vectors), block, vectors, clusters[0], first, sqdist)
+        slack = max(_slack(members), _slack(vectors))
+        pool.run(_nearest_clusters, len(vectors), block, vectors, *clusters, first, slack, nearest, distance)
+    return nearest
+
+
+def by_first_appearance(labels: np.ndarray) -> np.ndarray:
+    """Renumber clusters 0, 1, ... in the order in which their first codes come."""
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[inverse.reshape(-1)]
+
+
+def cluster_means(
+    vectors: np.ndarray, labels: np.ndarray, n_clusters: int, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Mean vector of each cluster, (G, E) float64; added up in the order of the codes, whatever the threads."""
+    weights = np.ones(len(vectors)) if weights is None else weights
+    masses = np.bincount(labels, weights, minlength=n_clusters)
+    sums = [np.bincount(labels, weights * column, minlength=n_clusters) for column in vectors.T]
+    return np.stack(sums, axis=1) / masses[:, None]
+
+
+def fill_empty_clusters(
+    vectors: np.ndarray, labels: np.ndarray, n_clusters: int, distance: np.ndarray | None = None
+) -> np.ndarray:
+    """Give each empty cluster the code farthest from its own cluster, by `distance` or else from the cluster's mean.
+
+    A code that is its cluster's last stays. Ties go to the lower code. `labels` is returned as it is when nothing is
+    empty, and never modified.
+    """
+    sizes = np.bincount(labels, minlength=n_clusters)
+    empty = np.flatnonzero(sizes == 0)
+    if not len(empty):
+        return labels
+    labels = labels.copy()
+    if distance is None:
+        present = np.maximum(sizes, 1)  # means of empty clusters are never looked at
+        means = np.stack([np.bincount(labels, column, minlength=n_clusters) / present for column in vectors.T], axis=1)
+        distance = np.square(vectors - means[labels]).sum(axis=1)
+    farthest_first = iter(np.argsort(-distance, kind="stable"))
+    for cluster in empty:
+        code = next(code for code in farthest_first if sizes[labels[code]] > 1)
+        sizes[labels[code]] -= 1
+        labels[code] = cluster
+        sizes[cluster] = 1
+    return labels
+
+
+def _draw_distinct(vectors: np.ndarray, n_codes: int, seed: int) -> np.ndarray:
+    """Draw codes at random, no two with equal vectors; fewer than `n_codes` where fewer vectors differ."""
+    drawn = np.random.default_rng(seed).permutation(len(vectors))
+    return drawn[np.unique(duplicate_groups(vectors[drawn]))[:n_codes]]
+
+
+def _two_sided_walk(vectors: np.ndarray) -> np.ndarray:
+    """Order the rows of one cluster from its middle outwards (see `balanced_order`); gives row numbers."""
+    size = len(vectors)
+    sqdist = cdist(vectors, vectors, "sqeuclidean")
+    order = np.empty(size, dtype=np.int64)
+    taken = np.zeros(size)  # infinite where taken, so that a sum hides those rows from argmin
+    left = right = max(size // 2 - 1, 0)
+    order[left] = np.argmin(np.square(vectors - vectors.mean(axis=0)).sum(axis=1))
+    taken[order[left]] = np.inf
+    for step in range(size - 1):
+        # right, left, right, ...: the first step fills the place after the middle
+        if step % 2 == 0:
+            end, right = order[right], right + 1
+            place = right
+        else:
+            end, left = order[left], left - 1
+            place = left
+        order[place] = np.argmin(sqdist[end] + taken)
+        taken[order[place]] = np.inf
+    return order
+
+
+def _summarise(
+    vectors: np.ndarray, labels: np.ndarray, weights: np.ndarray, n_clusters: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Lay clusters out for `_nearest_clusters`.
+
+    Gives the means as columns (E, G), the members' vectors cluster by cluster (V, E), their weights (V,), where each
+    cluster starts among them (G + 1,), and its summed weight (G,).
+    """
+    members = np.argsort(labels, kind="stable")
+    starts = np.zeros(n_clusters + 1, dtype=np.int64)
+    np.cumsum(np.bincount(labels, minlength=n_clusters), out=starts[1:])
+    means = np.ascontiguousarray(cluster_means(vectors, labels, n_clusters, weights).T)
+    masses = np.bincount(labels, weights, minlength=n_clusters)
+    return means, vectors[members], weights[members], starts, masses
+
+
+@njit(cache=True, nogil=True)
+def _nearest_centres(start, stop, vectors, columns, nearest, sqdist):  # type: ignore[no-untyped-def]
+    """Fill in the nearest centre of rows `start` to `stop`; `columns` holds the centres as (E, G)."""
+    width, n_centres = columns.shape
+    to_centre = np.empty(n_centres)
+    for row in range(start, stop):
+        to_centre[:] = 0.0
+        # Centres in the inner loop: each sum keeps its order, and the loop still becomes SIMD code.
+        for axis in range(width):
+            value = vectors[row, axis]
+            for centre in range(n_centres):
+                gap = value - columns[axis, centre]
+                to_centre[centre] += gap * gap
+        best = 0
+        for centre in range(1, n_centres):
+            if to_centre[centre] < to_centre[best]:
+                best = centre
+        nearest[row] = best
+        sqdist[row] = to_centre[best]
+
+
+@njit(cache=True, nogil=True)
+def _fill_nearest_first(vectors, columns, order, nearest, labels):  # type: ignore[no-untyped-def]
+    """Put the codes, in the order given, into the nearest cluster that has room."""
+    width, n_centres = columns.shape
+    n_codes = len(order)
+    room = np.full(n_centres, n_codes // n_centres)
+    extra = n_codes % n_centres  # clusters that may still take one code more than the others
+    # The clusters with room, packed to the left: `open_ids[i]` has the centre `open_columns[:, i]`.
+    open_ids = np.arange(n_centres)
+    place = np.arange(n_centres)
+    open_columns = columns.copy()
+    n_open = n_centres
+    to_centre = np.empty(n_centres)
+    for code in order:
+        chosen = nearest[code]
+        if place[chosen] < 0:
+            to_centre[:n_open] = 0.0
+            for axis in range(width):
+                value = vectors[code, axis]
+                for i in range(n_open):
+                    gap = value - open_columns[axis, i]
+                    to_centre[i] += gap * gap
+            best = 0
+            for i in range(1, n_open):
+                if to_centre[i] < to_centre[best] or (to_centre[i] == to_centre[best] and open_ids[i] < open_ids[best]):
+                    best = i
+            chosen = open_ids[best]
+        labels[code] = chosen
+        takes_extra = room[chosen] == 0
+        if takes_extra:
+            extra -= 1
+        else:
+            room[chosen] -= 1
+        if takes_extra or (room[chosen] == 0 and extra == 0):
+            n_open = _close(chosen, place, open_ids, open_columns, n_open)
+        if takes_extra and extra == 0:
+            # With the last extra place gone, the clusters that were waiting for one are full too.
+            i = 0
+            while i < n_open:
+                if room[open_ids[i]] == 0:
+                    n_open = _close(open_ids[i], place, open_ids, open_columns, n_open)
+                else:
+                    i += 1
+
+
+@njit(cache=True, nogil=True)
+def _close(cluster, place, open_ids, open_columns, n_open):  # type: ignore[no-untyped-def]
+    """Take a cluster out of the open ones, the last of which fills the hole; gives how many are left."""
+    hole, last = place[cluster], n_open - 1
+    open_ids[hole] = open_ids[last]
+    open_columns[:, hole] = open_columns[:, last]
+    place[open_ids[hole]] = hole
+    place[cluster] = -1
+    return last
+
+
+@njit(cache=True, nogil=True)
+def _nearest_clusters(  # type: ignore[no-untyped-def]
+    start, stop, vectors, columns, rows, row_weights, starts, masses, first, slack, nearest, distance
+):
+    """Fill in the cluster of smallest (weighted) mean distance to its members, for rows `start` to `stop`.
+
+    `columns` holds the clusters' means as (E, G), `rows` the members cluster by cluster, `first` a cluster to begin
+    with. A cluster is skipped when its mean is too far for it to win.
+    """
+    width, n_clusters = columns.shape
+    to_mean = np.empty(n_clusters)
+    for row in range(start, stop):
+        to_mean[:] = 0.0
+        for axis in range(width):
+            value = vectors[row, axis]
+            for cluster in range(n_clusters):
+                gap = value - columns[axis, cluster]
+                to_mean[cluster] += gap * gap
+        best = first[row]
+        best_distance = _mean_distance(vectors[row], rows, row_weights, starts[best], starts[best + 1], masses[best])
+        for cluster in range(n_clusters):
+            if cluster == first[row] or to_mean[cluster] > (best_distance + slack) ** 2:
+                continue
+            candidate = _mean_distance(
+                vectors[row], rows, row_weights, starts[cluster], starts[cluster + 1], masses[cluster]
+            )
+            if candidate < best_distance or (candidate == best_distance and cluster < best):
+                best, best_distance = cluster, candidate
+        nearest[row] = best
+        distance[row] = best_distance
+
+
+@njit(cache=True, nogil=True)
+def _mean_distance(vector, rows, row_weights, start, stop, mass):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for member in range(start, stop):
+        sqdist = 0.0
+        for axis in range(len(vector)):
+            gap = vector[axis] - rows[member, axis]
+            sqdist += gap * gap
+        total += row_weights[member] * np.sqrt(sqdist)
+    return total / mass
+
+
+def _rows_a_block(distances_a_row: int) -> int:
+    return max(1, min(_DISTANCES_PER_BLOCK // max(distances_a_row, 1), 4096))
+
+
+def _slack(vectors: np.ndarray) -> float:
+    return _BOUND_SLACK * float(np.sqrt(np.square(vectors).sum(axis=1).max()))
+
+
+def _digest(labels: np.ndarray) -> bytes:
+    return hashlib.sha256(labels.tobytes()).digest()
+
+
+def _double(vectors: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(check_vectors(vectors), dtype=np.float64)
+
+
+def _check_n_clusters(n_clusters: int, n_codes: int) -> None:
+    if not 1 <= n_clusters <= n_codes:
+        raise InputError(f"n_clusters must be between 1 and {n_codes} (the codebook size), got {n_clusters}")
+
+
+def _positive_weights(weights: np.ndarray | None, n_codes: int) -> np.ndarray:
+    checked = check_weights(weights, n_codes)
+    return np.ones(n_codes) if checked is None else checked
