@@ -14,24 +14,25 @@ NAMES = ("digits", "digits:heldout", "photos12", "photos12:heldout")
 N_HELDOUT_DIGITS = 297
 _SPLIT_SEED = 0  # fixed: what is held out must not depend on the seed of a run
 
-PHOTOS = (
-    "astronaut.png",
-    "brick.png",
-    "camera.png",
-    "chelsea.png",
-    "coffee.png",
-    "coins.png",
-    "grass.png",
-    "gravel.png",
-    "hubble_deep_field.jpg",
-    "ihc.png",
-    "retina.jpg",
-    "rocket.jpg",
-)
+PHOTOS = {
+    "astronaut.png": "bottom",
+    "brick.png": "right",
+    "camera.png": "bottom",
+    "chelsea.png": "right",
+    "coffee.png": "bottom",
+    "coins.png": "right",
+    "grass.png": "right",
+    "gravel.png": "right",
+    "hubble_deep_field.jpg": "right",
+    "ihc.png": "right",
+    "retina.jpg": "right",
+    "rocket.jpg": "right",
+}
+"""Files, and the end of each at which a strip is held out: where it resembles the rest most."""
 PHOTO_SIDE = 256
 """Shorter side that the photographs are scaled to, pixels."""
 HELDOUT_STRIP = 0.36
-"""Share of a photograph's longer side, at its right or lower end, that is never trained on."""
+"""Share of the width or height that is never trained on."""
 CROP_SIZE = 64
 N_CROPS = 450
 N_HELDOUT_CROPS = 100
@@ -69,26 +70,32 @@ def load_photos(seed: int, *, heldout: bool) -> tuple[np.ndarray, np.ndarray, tu
     strip that no training crop touches; their scales are those of the smaller training crops, which fit in the strip.
     """
     squares, labels = [], []
-    for label, photo in enumerate(PHOTOS):
+    for label, (photo, end) in enumerate(PHOTOS.items()):
         image = _open_photo(photo)
         generator = np.random.default_rng((seed, label, heldout))
-        boxes = crop_boxes(image.size, N_HELDOUT_CROPS if heldout else N_CROPS, generator, heldout=heldout)
-        squares += [_crop(image, box) for box in boxes]
-        labels += [label] * len(boxes)
+        n_crops = N_HELDOUT_CROPS if heldout else N_CROPS
+        for box in crop_boxes(image.size, end, n_crops, generator, heldout=heldout):
+            squares.append(_crop(image, box))
+            labels.append(label)
     return np.stack(squares), np.array(labels, dtype=np.int64), tuple(photo.split(".")[0] for photo in PHOTOS)
 
 
-def crop_boxes(size: tuple[int, int], n_crops: int, generator: np.random.Generator, *, heldout: bool) -> np.ndarray:
+def crop_boxes(
+    size: tuple[int, int], end: str, n_crops: int, generator: np.random.Generator, *, heldout: bool
+) -> np.ndarray:
     """Squares (left, top, right, bottom) in a photograph of `size` (width, height): int64 (n_crops, 4)."""
-    longer = int(np.argmax(size))
-    cut = round(size[longer] * (1 - HELDOUT_STRIP))
-    training = [cut if axis == longer else size[axis] for axis in (0, 1)]
+    axis = {"right": 0, "bottom": 1}[end]
+    origin, training, strip = [0, 0], list(size), list(size)
+    training[axis] = round(size[axis] * (1 - HELDOUT_STRIP))
+    strip[axis] -= training[axis]
     smallest, largest = min(training) // 2, min(training)
-    origin = [cut if heldout and axis == longer else 0 for axis in (0, 1)]
-    extent = [size[axis] - origin[axis] for axis in (0, 1)] if heldout else training
-    largest = min(largest, *extent)
-    sides = generator.integers(min(smallest, largest), largest, size=n_crops, endpoint=True)
-    corners = np.stack([origin[axis] + generator.integers(0, extent[axis] - sides + 1) for axis in (0, 1)], axis=1)
+    if heldout:
+        origin[axis] = training[axis]
+        largest = min(*strip, largest)
+        smallest = min(smallest, largest)
+    extent = strip if heldout else training
+    sides = generator.integers(smallest, largest, size=n_crops, endpoint=True)
+    corners = np.stack([origin[i] + generator.integers(0, extent[i] - sides, endpoint=True) for i in (0, 1)], axis=1)
     return np.concatenate([corners, corners + sides[:, None]], axis=1)
 
 
