@@ -1,0 +1,8 @@
+"""Tokenizers: images to codes and back. `load_tokenizer` opens a folder that `train-tokenizer` made."""
+
+from __future__ import annotations
+
+from codeprior.tokenizers.loading import load_tokenizer
+from codeprior.tokenizers.protocol import Tokenizer, to_pixels, to_tensor
+
+__all__ = ["Tokenizer", "load_tokenizer", "to_pixels", "to_tensor"]

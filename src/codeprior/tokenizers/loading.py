@@ -1,0 +1,100 @@
+"""A tokenizer's folder: `config.json` and `model.safetensors`, written, checked and read back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from codeprior.artifact import read_json, read_manifest, write_json
+from codeprior.codebook import Codebook
+from codeprior.device import resolve_device
+from codeprior.errors import InputError
+from codeprior.tokenizers.protocol import Tokenizer
+from codeprior.tokenizers.vqgan import VQGAN, VQGANConfig
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class VQGANTokenizer:
+    """A VQGAN with the size of its images and the digest of its folder; see `Tokenizer`."""
+
+    model: VQGAN
+    image_size: int
+    digest: str
+
+    @property
+    def downsample(self) -> int:
+        """Pixels a token, along each side."""
+        return self.model.config.downsample
+
+    @cached_property
+    def codebook(self) -> Codebook:
+        """The stored vectors, compared on the unit sphere."""
+        return Codebook(self.model.quantize.embedding.weight.detach().cpu().numpy(), normalize=True)
+
+    @torch.inference_mode()
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) in [-1, 1] -> codes int64 (B, T)."""
+        if images.shape[2] % self.downsample or images.shape[3] % self.downsample:
+            raise InputError(f"image size must be a multiple of {self.downsample}, got {tuple(images.shape[2:])}")
+        return self.model.encode(images).flatten(1)
+
+    @torch.inference_mode()
+    def decode(self, codes: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """Codes (B, T) on a grid of (h, w) -> images (B, 3, H, W), not clamped."""
+        return self.model.decode(codes.unflatten(1, grid))
+
+
+def load_tokenizer(folder: Path | str, device: torch.device | str = "cpu") -> Tokenizer:
+    """Open a tokenizer's folder.
+
+    Raises
+    ------
+    InputError
+        If the folder is absent, unfinished, damaged, or its weights do not fit its configuration.
+    """
+    manifest = read_manifest(folder, "tokenizer")
+    record = read_json(manifest.path(CONFIG))
+    image_size = int(record.pop("image_size", 0))
+    names = {field.name for field in fields(VQGANConfig)}
+    if not image_size or set(record) != names:
+        raise InputError(f"{manifest.path(CONFIG)} must hold image_size, {', '.join(sorted(names))}")
+    config = VQGANConfig(**{**record, "multipliers": tuple(record["multipliers"])})
+    model = VQGAN(config)
+    load_weights(model, manifest.path(WEIGHTS))
+    target = resolve_device(device) if isinstance(device, str) else device
+    return VQGANTokenizer(model.eval().requires_grad_(False).to(target), image_size, manifest.digest)
+
+
+def save_config(folder: Path, config: VQGANConfig, image_size: int) -> None:
+    """Write what `load_tokenizer` needs besides the weights."""
+    write_json(folder / CONFIG, {**asdict(config), "image_size": image_size})
+
+
+def load_weights(model: VQGAN, path: Path) -> None:
+    """Read weights strictly: every name and shape must agree."""
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"cannot read {path}: {error}; is the file complete?") from error
+    weights.pop("quantize.codebook_used", None)  # LlamaGen's buffer of recently used codes, which training alone needs
+    own = model.state_dict()
+    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    if missing or unexpected:
+        raise InputError(f"{path} does not fit: missing {_some(missing)}; unexpected {_some(unexpected)}")
+    misshapen = [name for name in own if own[name].shape != weights[name].shape]
+    if misshapen:
+        raise InputError(f"{path} does not fit: other shapes of {_some(misshapen)}")
+    model.load_state_dict(weights)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (", ".join(names[:3]) or "none") + more
