@@ -139,11 +139,20 @@ class ExtractConfig(MakeConfig):
     normalize: Annotated[bool | None, arg(metavar="| --no-normalize")] = None
     """Cluster l2-normalised vectors; default: as the tokenizer compares them."""
     usage: Path | None = field(default=None, metadata=NOT_IDENTITY)
-    """How often each code is used: a .npy of counts or a code store. Codes never used are attached, not clustered."""
+    """How often each code is used: a code store, a .npy of counts, or a .safetensors that holds `cluster_size`. Codes
+    never used are attached to clusters, not clustered, and never picked."""
     max_cluster_size: int | None = None
     """A cluster with more codes than this merges no more (the paper's rule for IAR: V / n_clusters)."""
     strict: bool = False
     """With --max-cluster-size: no cluster may exceed it; fewer merges than asked for may be possible."""
+    compare: tuple[str, ...] = field(default=(), metadata=NOT_IDENTITY)
+    """Other methods to run at the same number of clusters and to show beside this one; nothing of them is stored."""
+    export_labels: Path | None = field(default=None, metadata=NOT_IDENTITY)
+    """Also write token_to_cluster as .npy."""
+    export_linkage: Path | None = field(default=None, metadata=NOT_IDENTITY)
+    """Also write the tree as .npy, in SciPy's layout."""
+    export_mapping: Path | None = field(default=None, metadata=NOT_IDENTITY)
+    """Also write IAR's reordering as .pt: new id of each old id, clusters one after the other."""
     tree: bool = True
     """Store the complete tree, so that the prior can be cut at any k; --no-tree stops at n_clusters."""
 
@@ -270,7 +279,7 @@ class TrainClassifierConfig(ImagesConfig, MakeConfig):
     """Images a step."""
     lr: float = 2e-3
     """Peak learning rate of AdamW, decayed by a cosine."""
-    width: int = 32
+    width: int = 16
     """Channels of the first layer."""
     views: Views = "shift"
     """Augmentation: a random one of these views of each image."""

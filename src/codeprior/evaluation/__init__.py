@@ -1,0 +1,1 @@
+"""Judging images: statistics of features, scores, feature networks. Knows images, not models."""

@@ -1,0 +1,181 @@
+"""Feature networks: images to features, features to class probabilities; and the small one that we train ourselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from codeprior.artifact import read_json, read_manifest, write_atomically, write_json
+from codeprior.errors import InputError
+from codeprior.progress import track
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+_SMALLEST_MAP = 4  # pixels a side at which the classifier stops halving
+
+
+class FeatureNetwork(Protocol):
+    """What scores need of a network. Its name stands in every score: `FD[name]`."""
+
+    name: str
+    digest: str
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Features of images: (B, H, W, 3) uint8 -> (B, F) float64."""
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """Class probabilities from features: (B, F) -> (B, C) float64; rows sum to 1."""
+
+
+def images_to_tensor(images: np.ndarray) -> torch.Tensor:
+    """Images as networks take them: (B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def extract_features(
+    network: FeatureNetwork,
+    read: Callable[[np.ndarray], np.ndarray],
+    indices: np.ndarray,
+    batch_size: int,
+    label: str = "judging images",
+) -> np.ndarray:
+    """Features of images, of which a batch at a time is in memory.
+
+    Parameters
+    ----------
+    network : FeatureNetwork
+    read : callable
+        Gives the images (B, H, W, 3) uint8 of an array of indices.
+    indices : ndarray of shape (N,), integer
+    batch_size : int
+    label : str
+        What the progress is called.
+
+    Returns
+    -------
+    ndarray of shape (N, F), float64
+    """
+    batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    return np.concatenate([network.features(read(batch)) for batch in track(batches, label)])
+
+
+@dataclass(frozen=True)
+class SmallCnnConfig:
+    """Shape of a `SmallCnn`, and what it was trained on."""
+
+    name: str
+    """Name of the data and "-cnn"."""
+    image_size: int
+    """Side of the square images, pixels."""
+    width: int
+    """Channels of the first layer."""
+    class_names: tuple[str, ...]
+    """Name of each class, by label."""
+
+
+class SmallCnn(nn.Module):
+    """A small convolutional classifier whose pooled last layer serves as features.
+
+    Two 3 x 3 convolutions a level, batch-normalised, the second of which halves the image and doubles the channels (up
+    to eight times the first layer's) until the map is 4 x 4; then the mean over the map (the F features), then a linear
+    layer.
+    """
+
+    def __init__(self, config: SmallCnnConfig) -> None:
+        super().__init__()
+        self.config = config
+        levels = max(1, round(np.log2(config.image_size / _SMALLEST_MAP)))
+        widths = [config.width * min(2**level, 8) for level in range(levels + 1)]
+        blocks = [_convolution(3, widths[0], stride=1)]
+        for before, after in pairwise(widths):
+            blocks += [_convolution(before, after, stride=2), _convolution(after, after, stride=1)]
+        self.trunk = nn.Sequential(*blocks)
+        self.head = nn.Linear(widths[-1], len(config.class_names))
+
+    def pool(self, images: torch.Tensor) -> torch.Tensor:
+        """Features: (B, 3, S, S) in [-1, 1] -> (B, F)."""
+        return self.trunk(images).mean(dim=(2, 3))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits: (B, 3, S, S) in [-1, 1] -> (B, C)."""
+        return self.head(self.pool(images))
+
+    def initialize(self, generator: torch.Generator) -> None:
+        """Draw the weights from `generator`: He's normal for convolutions, a zero head."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+
+def _convolution(n_in: int, n_out: int, stride: int) -> nn.Module:
+    convolution = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(n_out), nn.ReLU(inplace=True))
+
+
+class ClassifierFeatures:
+    """A trained `SmallCnn` as a feature network."""
+
+    def __init__(self, model: SmallCnn, digest: str, device: torch.device) -> None:
+        self.name = model.config.name
+        self.digest = digest
+        self.image_size = model.config.image_size
+        self.class_names = model.config.class_names
+        self._model = model.to(device).eval()
+        self._device = device
+
+    @torch.inference_mode()
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Features: (B, S, S, 3) uint8 -> (B, F) float64; images of another size are refused, not resized."""
+        size = self.image_size
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
+            raise InputError(
+                f"{self.name} judges uint8 images of {size} x {size} x 3, got {images.dtype} {images.shape[1:]}; "
+                "train one at this size with `codeprior train-classifier --image-size`"
+            )
+        return self._model.pool(images_to_tensor(images).to(self._device)).double().cpu().numpy()
+
+    @torch.inference_mode()
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """Class probabilities: (B, F) -> (B, C) float64."""
+        logits = self._model.head(torch.from_numpy(features).float().to(self._device))
+        return logits.double().softmax(dim=1).cpu().numpy()
+
+
+def save_classifier(model: SmallCnn, folder: Path) -> list[str]:
+    """Write a classifier's weights and config; gives the names of the files."""
+    from safetensors.torch import save_file
+
+    with write_atomically(folder / WEIGHTS) as temporary:
+        save_file({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}, temporary)
+    write_json(folder / CONFIG, asdict(model.config))
+    return [WEIGHTS, CONFIG]
+
+
+def load_features(folder: Path, device: torch.device | None = None) -> ClassifierFeatures:
+    """Load a classifier folder (from `train-classifier`) as a feature network.
+
+    Raises
+    ------
+    InputError
+        If the folder is not a classifier of ours, whole, or its weights do not fit its config.
+    """
+    from safetensors.torch import load_file
+
+    manifest = read_manifest(folder, "classifier")
+    record = read_json(manifest.path(CONFIG))
+    model = SmallCnn(SmallCnnConfig(**{**record, "class_names": tuple(record["class_names"])}))
+    try:
+        model.load_state_dict(load_file(manifest.path(WEIGHTS)))
+    except RuntimeError as error:
+        raise InputError(
+            f"{manifest.path(WEIGHTS)} does not fit its {CONFIG}: {' '.join(str(error).split())}"
+        ) from None
+    return ClassifierFeatures(model, manifest.digest, device or torch.device("cpu"))

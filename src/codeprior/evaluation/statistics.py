@@ -1,0 +1,87 @@
+"""Statistics of features, and the Fréchet distance between them, in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from codeprior.errors import InputError
+
+
+def mean_and_covariance(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and unbiased covariance of feature vectors, as ADM's evaluator takes them (`np.cov`, ddof 1).
+
+    Parameters
+    ----------
+    features : ndarray of shape (N, F)
+        One row an image; N at least 2.
+
+    Returns
+    -------
+    mean : ndarray of shape (F,), float64
+    covariance : ndarray of shape (F, F), float64
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two rows, or one of the numbers is not finite.
+    """
+    features = np.asarray(features, dtype=np.float64)
+    if features.ndim != 2 or len(features) < 2:
+        raise InputError(f"a covariance needs a matrix of at least 2 images' features, got {features.shape}")
+    if not np.isfinite(features).all():
+        raise InputError("the features are not finite; are the images?")
+    return features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False))
+
+
+def gaussian_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
+    """Squared Fréchet (2-Wasserstein) distance between two Gaussians.
+
+    |mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)), where the trace of the root is the sum of the
+    roots of the eigenvalues of cov_a cov_b, which are real and non-negative but for rounding; the way of torchmetrics.
+
+    References
+    ----------
+    Dowson and Landau 1982, Eq. 4; as FID: Heusel et al. 2017, arXiv:1706.08500, Eq. 6.
+    """
+    roots = np.sqrt(np.linalg.eigvals(cov_a @ cov_b).astype(np.complex128)).real.sum()
+    difference = mean_a - mean_b
+    return float(difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2 * roots)
+
+
+def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:
+    """Fréchet distance between Gaussians fitted to two sets of features.
+
+    Parameters
+    ----------
+    features_a, features_b : ndarray of shape (N, F) and (M, F)
+
+    Returns
+    -------
+    float
+        0 for equal sets. Biased: two samples of one distribution of finite size score above 0, by about
+        O(F / N + F / M), so only scores with equal N, M and features compare (Chong and Forsyth 2020,
+        arXiv:1911.07023).
+
+    Raises
+    ------
+    InputError
+        As `mean_and_covariance`.
+    """
+    return gaussian_distance(*mean_and_covariance(features_a), *mean_and_covariance(features_b))
+
+
+def bootstrap_sd(
+    features_a: np.ndarray, features_b: np.ndarray, generator: np.random.Generator, n_resamples: int = 20
+) -> float:
+    """Standard deviation of the Fréchet distance when both sets are drawn anew, with replacement, from themselves.
+
+    It tells how much of a difference the choice of images explains; not that of another training seed, which is larger.
+    """
+    scores = [
+        frechet_distance(
+            features_a[generator.integers(len(features_a), size=len(features_a))],
+            features_b[generator.integers(len(features_b), size=len(features_b))],
+        )
+        for _ in range(n_resamples)
+    ]
+    return float(np.std(scores, ddof=1))
