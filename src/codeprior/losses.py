@@ -17,9 +17,9 @@ def cross_entropy_nats(logits: Tensor, targets: Tensor) -> Tensor:
 def token_nats(logits: Tensor, targets: Tensor, log_sizes: Tensor) -> Tensor:
     """Mean of -log p(token) under a model of clusters that picks a token of the predicted cluster uniformly.
 
-    p(token) = p(cluster of the token) / size of the cluster, so the loss is the clusters' cross-entropy plus the mean log
-    size of the target's cluster: comparable between vocabularies, which the cross-entropy alone is not (fewer clusters
-    are easier to predict). Differs from `cross_entropy_nats` by no gradient.
+    p(token) = p(cluster of the token) / size of the cluster, so the loss is the clusters' cross-entropy plus the mean
+    log size of the target's cluster: comparable between vocabularies, which the cross-entropy alone is not (fewer
+    clusters are easier to predict). Its gradient is that of `cross_entropy_nats`.
 
     Parameters
     ----------
