@@ -28,7 +28,7 @@ PUBLISHED_FUNCTIONS = {"mse", "balanced_k_means_clustering"}
 
 
 def published_function(script: Path) -> Callable[..., torch.Tensor]:
-    """Take the clustering function alone out of IAR's script: importing the script would patch torch and load models."""
+    """Take the clustering function alone out of IAR's script, whose import would patch torch and load models."""
     tree = ast.parse(script.read_text())
     tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in PUBLISHED_FUNCTIONS]
     if {node.name for node in tree.body if isinstance(node, ast.FunctionDef)} != PUBLISHED_FUNCTIONS:
@@ -103,7 +103,8 @@ def main() -> None:
         )
     if args.json:
         machine = {"processor": platform.processor() or platform.machine(), "python": platform.python_version()}
-        args.json.write_text(json.dumps({"machine": machine, "torch": torch.__version__, "rows": rows}, indent=2) + "\n")
+        document = {"machine": machine, "torch": torch.__version__, "rows": rows}
+        args.json.write_text(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":

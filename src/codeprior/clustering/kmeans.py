@@ -80,7 +80,7 @@ def kmeans(
     """
     vectors = _double(vectors)
     n_codes = len(vectors)
-    _check_n_clusters(n_clusters, n_codes)
+    _check_counts(n_clusters, n_codes, max_iterations)
     if init not in INITIALISATIONS:
         raise InputError(f"init must be one of {', '.join(INITIALISATIONS)}, got {init!r}")
     weights = _positive_weights(weights, n_codes)
@@ -159,7 +159,7 @@ def balanced_kmeans(
     """
     vectors = _double(vectors)
     n_codes = len(vectors)
-    _check_n_clusters(n_clusters, n_codes)
+    _check_counts(n_clusters, n_codes, max_iterations)
     if init is None:
         init = np.random.default_rng(seed).permutation(n_codes)[:n_clusters]
     elif len(init) != n_clusters:
@@ -171,27 +171,27 @@ def balanced_kmeans(
     seen: set[bytes] = set()
     nearest = np.empty(n_codes, dtype=np.int64)
     sqdist = np.empty(n_codes)
-    for _ in range(max_iterations):
-        columns = np.ascontiguousarray(centres.T)
-        with RowPool(n_threads) as pool:
+    with RowPool(n_threads) as pool:
+        for _ in range(max_iterations):
+            columns = np.ascontiguousarray(centres.T)
             pool.run(_nearest_centres, n_codes, _rows_a_block(n_clusters), vectors, columns, nearest, sqdist)
-        labels = np.empty(n_codes, dtype=np.int64)
-        _fill_nearest_first(vectors, columns, np.argsort(sqdist, kind="stable"), nearest, labels)
-        centres = cluster_means(vectors, labels, n_clusters)
-        error = float(np.square(vectors - centres[labels]).sum())
-        if error < best_error:
-            best_error, best = error, labels
-        digest = _digest(labels)
-        if digest in seen:
-            break
-        seen.add(digest)
+            labels = np.empty(n_codes, dtype=np.int64)
+            _fill_nearest_first(vectors, columns, np.argsort(sqdist, kind="stable"), nearest, labels)
+            centres = cluster_means(vectors, labels, n_clusters)
+            error = float(np.square(vectors - centres[labels]).sum())
+            if error < best_error:
+                best_error, best = error, labels
+            digest = _digest(labels)
+            if digest in seen:
+                break
+            seen.add(digest)
     return by_first_appearance(best)
 
 
 def balanced_order(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Order codes cluster by cluster, neighbours beside each other inside each cluster, as IAR reorders a codebook.
 
-    Inside a cluster of m codes, the code nearest the cluster's mean takes the place m // 2 - 1 and its nearest
+    Inside a cluster of m codes, the code nearest the cluster's mean takes the place (m - 1) // 2 and its nearest
     neighbour the next; then the sequence is extended at its left and its right end in turn, each time by the
     remaining code nearest to that end.
 
@@ -286,27 +286,26 @@ def centroid_free_kmeans(
     """
     vectors = _double(vectors)
     n_codes = len(vectors)
-    _check_n_clusters(n_clusters, n_codes)
+    _check_counts(n_clusters, n_codes, max_iterations)
     weights = _positive_weights(weights, n_codes)
     columns = np.ascontiguousarray(vectors[_draw_distinct(vectors, n_clusters, seed)].T)
     labels = np.empty(n_codes, dtype=np.int64)
     distance = np.empty(n_codes)  # squared in the first assignment, which has a single member a cluster
     block = _rows_a_block(n_clusters)
+    slack = _slack(vectors)
     with RowPool(n_threads) as pool:
         pool.run(_nearest_centres, n_codes, block, vectors, columns, labels, distance)
-    labels = fill_empty_clusters(vectors, labels, n_clusters, distance)
-    slack = _slack(vectors)
-    seen = {_digest(labels)}
-    for _ in range(max_iterations):
-        moved = np.empty(n_codes, dtype=np.int64)
-        clusters = _summarise(vectors, labels, weights, n_clusters)
-        with RowPool(n_threads) as pool:
+        labels = fill_empty_clusters(vectors, labels, n_clusters, distance)
+        seen = {_digest(labels)}
+        for _ in range(max_iterations):
+            moved = np.empty(n_codes, dtype=np.int64)
+            clusters = _summarise(vectors, labels, weights, n_clusters)
             pool.run(_nearest_clusters, n_codes, block, vectors, *clusters, labels, slack, moved, distance)
-        labels = fill_empty_clusters(vectors, moved, n_clusters, distance)
-        digest = _digest(labels)
-        if digest in seen:
-            break
-        seen.add(digest)
+            labels = fill_empty_clusters(vectors, moved, n_clusters, distance)
+            digest = _digest(labels)
+            if digest in seen:
+                break
+            seen.add(digest)
     return by_first_appearance(labels)
 
 
@@ -408,7 +407,7 @@ def _two_sided_walk(vectors: np.ndarray) -> np.ndarray:
     sqdist = cdist(vectors, vectors, "sqeuclidean")
     order = np.empty(size, dtype=np.int64)
     taken = np.zeros(size)  # infinite where taken, so that a sum hides those rows from argmin
-    left = right = max(size // 2 - 1, 0)
+    left = right = (size - 1) // 2
     order[left] = np.argmin(np.square(vectors - vectors.mean(axis=0)).sum(axis=1))
     taken[order[left]] = np.inf
     for step in range(size - 1):
@@ -577,7 +576,9 @@ def _double(vectors: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(check_vectors(vectors), dtype=np.float64)
 
 
-def _check_n_clusters(n_clusters: int, n_codes: int) -> None:
+def _check_counts(n_clusters: int, n_codes: int, max_iterations: int) -> None:
+    if max_iterations < 1:
+        raise InputError(f"max_iterations must be at least 1, got {max_iterations}")
     if not 1 <= n_clusters <= n_codes:
         raise InputError(f"n_clusters must be between 1 and {n_codes} (the codebook size), got {n_clusters}")
 
