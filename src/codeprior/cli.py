@@ -143,13 +143,16 @@ def _parse_flags(verb: str, config_class: type[settings.VerbConfig], arguments: 
 
 
 def _one_line(box: str) -> str:
-    """The text of tyro's error box, without the frame and the advice below its rule."""
-    lines = [line.strip("│").rstrip() for line in box.splitlines() if line.startswith("│")] or box.splitlines()
-    rule = next((i for i, line in enumerate(lines) if line.strip().startswith("──")), len(lines))
-    names = [line.strip() for line in lines[:rule] if re.match(r" {5}\S", line)]
+    """The text of tyro's error box: what stands between its title and its advice, each followed by a rule.
+
+    The frame is drawn with lines, or with dashes where the terminal's encoding has none.
+    """
+    parts = re.split(r"^╭.*$|^[│ ]*[─-]{5,}[│ ]*$", box, flags=re.MULTILINE)
+    lines = [line.strip("│").rstrip() for line in parts[min(1, len(parts) - 1)].splitlines()]
+    names = [line.strip() for line in lines if re.match(r" {5,6}\S", line)]
     if "Required options" in box and names:
         return f"missing: {', '.join(names)}"
-    text = " ".join(line.strip() for line in lines[:rule]).strip(" .")
+    text = " ".join(line.strip() for line in lines).strip(" .")
     return re.sub(r"^Error parsing \w+Config: ", "", text)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from codeprior.artifact import MANIFEST, digest_array, read_manifest
+from codeprior.artifact import digest_array, read_manifest
 from codeprior.errors import InputError
 
 FAMILY_KEY = "quantize.embedding.weight"
@@ -133,6 +133,39 @@ def _choose_key(path: Path, names: list[str]) -> str:
     return candidates[0]
 
 
-def is_tokenizer_folder(path: Path) -> bool:
-    """Whether the path is a folder with a manifest."""
-    return path.is_dir() and (path / MANIFEST).exists()
+def read_counts(path: Path | str) -> np.ndarray:
+    """Read how often each code is used: a `.npy` of counts, or a `.safetensors` with one tensor `cluster_size`.
+
+    Returns
+    -------
+    counts : ndarray of shape (V,), int64
+        Moving averages, as EMA codebooks keep them, are rounded up, so that only codes never used count as dead.
+
+    Raises
+    ------
+    InputError
+        If the file is absent or unreadable or holds no counts.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no usage counts at {path}: there is no such file")
+    try:
+        counts = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _read_cluster_size(path)
+    except InputError:
+        raise
+    except Exception as error:  # as in _read_matrix
+        raise InputError(f"cannot read counts from {path}: {error}; is it a complete .npy file?") from error
+    counts = np.squeeze(counts)
+    if counts.ndim != 1 or counts.dtype.kind not in "iuf" or not np.isfinite(counts).all() or (counts < 0).any():
+        raise InputError(f"{path} must hold counts of 0 or more, one a code; got {counts.dtype} {counts.shape}")
+    return np.ceil(counts).astype(np.int64)
+
+
+def _read_cluster_size(path: Path) -> np.ndarray:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as tensors:
+        names = [name for name in tensors.keys() if name.split(".")[-1] == "cluster_size"]  # noqa: SIM118
+        if len(names) != 1:
+            raise InputError(f"{path} must hold one tensor `cluster_size`, has {len(names)}")
+        return tensors.get_tensor(names[0])

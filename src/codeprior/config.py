@@ -104,11 +104,16 @@ class TrainTokenizerConfig(ImagesConfig, MakeConfig):
     """Share of the steps after which dead codes are left alone."""
     views: Views = "shift"
     """Augmentation: a random one of these views of each image."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 is autocast over float32 weights; auto takes it where the device computes in it."""
     checkpoint_every: int = field(default=100, metadata=NOT_IDENTITY)
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "image_size", "codebook_size", "codebook_dim", "steps", "batch_size", "lr")
+        _require_positive(self, "checkpoint_every")
+        _require(self.restart_every >= 0, f"restart_every must be 0 (never) or more, got {self.restart_every}")
+        _require(0 <= self.restart_until <= 1, f"restart_until must be a share between 0 and 1, got {self.restart_until}")
 
 
 @dataclass(frozen=True, kw_only=True)

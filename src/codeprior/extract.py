@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from codeprior.artifact import digest_array
-from codeprior.clustering.methods import cluster, resolve_n_clusters
-from codeprior.codebook import Codebook
+from codeprior.artifact import digest_array, write_atomically
+from codeprior.clustering.curve import agreement, within_cluster_distance
+from codeprior.clustering.kmeans import balanced_order
+from codeprior.clustering.methods import METHODS, cluster, resolve_n_clusters
+from codeprior.codebook import Codebook, read_counts
 from codeprior.config import ExtractConfig
 from codeprior.errors import InputError
 from codeprior.prior import CodebookPrior
@@ -23,37 +25,20 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
     InputError
         If the codebook or the counts cannot be read, do not fit, or `--output` holds another prior.
     """
-    if config.output.suffix != ".safetensors":
-        raise InputError(
-            f"a prior is a .safetensors file, got --output {config.output}; name it e.g. prior.safetensors"
-        )
+    _check_names(config)
     codebook = Codebook.load(config.codebook, normalize=config.normalize)
     usage = None if config.usage is None else _read_usage(config.usage, codebook)
     parameters = _parameters(config, codebook, usage)
     prior = _existing(config, codebook, parameters)
     if prior is None:
-        found = cluster(
-            codebook.space,
-            parameters["n_clusters"],
-            method=config.method,
-            seed=config.seed,
-            usage=usage,
-            max_cluster_size=config.max_cluster_size,
-            strict=config.strict,
-            complete_tree=config.tree,
-            device=_clustering_device(config.device),
-        )
-        prior = CodebookPrior(
-            token_to_cluster=found.labels,
-            codebook_digest=codebook.digest,
-            method=config.method,
-            linkage=found.linkage,
-            usage=usage,
-            seed=config.seed,
-            parameters=parameters,
-        )
+        prior = _make(config, config.method, codebook, usage, parameters)
         prior.save(config.output)
-    return {"output": str(config.output), **describe(prior), "warnings": _warnings(prior, parameters["n_clusters"])}
+    _export(config, prior, codebook)
+    result = {"output": str(config.output), **describe(prior), "warnings": _warnings(prior, parameters["n_clusters"])}
+    if config.compare:
+        others = [_make(config, method, codebook, usage, parameters) for method in config.compare]
+        result["comparison"] = [_compare(prior, other, codebook) for other in [prior, *others]]
+    return result
 
 
 def describe(prior: CodebookPrior) -> dict[str, Any]:
@@ -66,6 +51,7 @@ def describe(prior: CodebookPrior) -> dict[str, Any]:
         "largest_cluster": int(sizes.max()),
         "median_cluster": float(np.median(sizes)),
         "singletons": int((sizes == 1).sum()),
+        "live_codes": int(prior.live.sum()),
         "dead_codes": int((~prior.live).sum()),
         "normalized": bool(prior.parameters.get("normalize", False)),
         "codebook_digest": prior.codebook_digest,
@@ -73,9 +59,38 @@ def describe(prior: CodebookPrior) -> dict[str, Any]:
     }
 
 
-def _clustering_device(device: str) -> str:
-    """`auto` stays on the CPU, where clustering takes seconds and torch need not be loaded."""
-    return "cpu" if device == "auto" else device
+def _make(
+    config: ExtractConfig, method: str, codebook: Codebook, usage: np.ndarray | None, parameters: dict[str, Any]
+) -> CodebookPrior:
+    bounded = METHODS[method].size_bound
+    found = cluster(
+        codebook.space,
+        parameters["n_clusters"],
+        method=method,
+        seed=config.seed,
+        usage=usage,
+        max_cluster_size=config.max_cluster_size if bounded or method == config.method else None,
+        strict=config.strict,
+        complete_tree=config.tree,
+        device="cpu" if config.device == "auto" else config.device,  # seconds there, and torch need not be loaded
+    )
+    return CodebookPrior(
+        token_to_cluster=found.labels,
+        codebook_digest=codebook.digest,
+        method=method,
+        linkage=found.linkage,
+        usage=usage,
+        seed=config.seed,
+        parameters=parameters,
+    )
+
+
+def _check_names(config: ExtractConfig) -> None:
+    if config.output.suffix != ".safetensors":
+        raise InputError(f"a prior is a .safetensors file, got --output {config.output}; try prior.safetensors")
+    for method in (config.method, *config.compare):
+        if method not in METHODS:
+            raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
 
 
 def _parameters(config: ExtractConfig, codebook: Codebook, usage: np.ndarray | None) -> dict[str, Any]:
@@ -92,7 +107,12 @@ def _parameters(config: ExtractConfig, codebook: Codebook, usage: np.ndarray | N
 def _existing(config: ExtractConfig, codebook: Codebook, parameters: dict[str, Any]) -> CodebookPrior | None:
     if not config.output.exists():
         return None
-    prior = CodebookPrior.load(config.output)
+    try:
+        prior = CodebookPrior.load(config.output)
+    except InputError:
+        if config.overwrite:
+            return None
+        raise
     wanted = (codebook.digest, config.method, config.seed, parameters)
     if (prior.codebook_digest, prior.method, prior.seed, dict(prior.parameters)) == wanted:
         return prior
@@ -109,15 +129,44 @@ def _read_usage(path: Path, codebook: Codebook) -> np.ndarray:
         if store.codebook_digest != codebook.digest:
             raise InputError(f"the codes at {path} belong to another codebook; encode them with this tokenizer")
         return store.usage()
-    if not path.exists():
-        raise InputError(f"no usage counts at {path}: give a .npy of one count a code, or a code store")
-    try:
-        counts = np.load(path, allow_pickle=False)
-    except (ValueError, OSError) as error:
-        raise InputError(f"cannot read {path}: {error}; is it a complete .npy file?") from None
-    if counts.shape != (len(codebook),) or counts.dtype.kind not in "iu":
-        raise InputError(f"{path} must hold {len(codebook)} integers, one a code; got {counts.dtype} {counts.shape}")
-    return counts.astype(np.int64)
+    counts = read_counts(path)
+    if counts.shape != (len(codebook),):
+        raise InputError(f"{path} must hold {len(codebook)} counts, one a code; got shape {counts.shape}")
+    return counts
+
+
+def _export(config: ExtractConfig, prior: CodebookPrior, codebook: Codebook) -> None:
+    if config.export_labels is not None:
+        _save_npy(config.export_labels, prior.token_to_cluster)
+    if config.export_linkage is not None:
+        if prior.linkage is None:
+            raise InputError(f"a {prior.method} prior has no tree to export")
+        _save_npy(config.export_linkage, prior.linkage)
+    if config.export_mapping is not None:
+        import torch
+
+        mapping = balanced_order(codebook.space, prior.token_to_cluster)
+        with write_atomically(config.export_mapping) as temporary:
+            torch.save(torch.from_numpy(mapping), temporary)
+
+
+def _save_npy(path: Path, array: np.ndarray) -> None:
+    with write_atomically(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, array)
+
+
+def _compare(prior: CodebookPrior, other: CodebookPrior, codebook: Codebook) -> dict[str, Any]:
+    """One row: how another method's clusters look beside the prior's."""
+    agreed = agreement(prior.token_to_cluster, other.token_to_cluster)
+    return {
+        "method": other.method,
+        "n_clusters": other.n_clusters,
+        "largest": int(other.sizes.max()),
+        "singletons": int((other.sizes == 1).sum()),
+        "mean_distance_within": within_cluster_distance(codebook.space, other.token_to_cluster),
+        "ari": agreed.ari,
+        "nmi": agreed.nmi,
+    }
 
 
 def _warnings(prior: CodebookPrior, wanted: int) -> list[str]:

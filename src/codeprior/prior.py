@@ -177,17 +177,24 @@ class CodebookPrior:
         reached = len(live) - len(self.linkage)
         if not reached <= n_clusters <= len(live):
             raise InputError(f"n_clusters must be between {reached} and {len(live)} for this tree, got {n_clusters}")
-        labels = np.empty(len(self), dtype=np.int64)
-        labels[live] = cut(self.linkage, len(live), n_clusters)
+        labels = cut(self.linkage, len(live), n_clusters)
         if len(live) < len(self):
-            if codebook is None:
-                raise InputError(f"{len(self) - len(live)} dead codes must be attached anew: give the codebook too")
-            self.verify(codebook.digest, "this codebook")
-            from codeprior.clustering.methods import attach_dead_codes
-
-            space = codebook.space if self.parameters.get("normalize", codebook.normalize) else codebook.vectors
-            labels = attach_dead_codes(space, labels, self.live)
+            labels = self._attach_dead_codes(labels, codebook)
         return replace(self, token_to_cluster=labels, parameters={**self.parameters, "n_clusters": n_clusters})
+
+    def _attach_dead_codes(self, live_labels: np.ndarray, codebook: Codebook | None) -> np.ndarray:
+        """Labels of all codes: each dead one joins the cluster of smallest mean distance to its live members."""
+        if codebook is None:
+            n_dead = int((~self.live).sum())
+            raise InputError(f"{n_dead} dead codes must be attached anew: give the codebook too")
+        self.verify(codebook.digest, "the codebook given")
+        from codeprior.clustering.kmeans import by_first_appearance, nearest_clusters
+
+        space = replace(codebook, normalize=self.parameters.get("normalize", codebook.normalize)).space
+        labels = np.empty(len(self), dtype=np.int64)
+        labels[self.live] = live_labels
+        labels[~self.live] = nearest_clusters(space[~self.live], space[self.live], live_labels)
+        return by_first_appearance(labels)
 
     def verify(self, codebook_digest: str, what: str) -> None:
         """Refuse to be combined with another codebook's codes, tokenizer or checkpoint.

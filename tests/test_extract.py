@@ -1,0 +1,124 @@
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from codeprior import Codebook, CodebookPrior
+from codeprior.config import ExtractConfig
+from codeprior.errors import InputError
+from codeprior.extract import extract
+
+
+@pytest.fixture
+def vectors():
+    return np.random.default_rng(5).standard_normal((60, 4)).astype(np.float32)
+
+
+@pytest.fixture
+def codebook_file(tmp_path, vectors):
+    np.save(tmp_path / "codebook.npy", vectors)
+    return tmp_path / "codebook.npy"
+
+
+def run(codebook_file, **changes):
+    output = codebook_file.parent / changes.pop("output", "prior.safetensors")
+    return extract(ExtractConfig(codebook=codebook_file, output=output, **changes)), output
+
+
+def test_half_the_codebook_is_the_default(codebook_file, vectors):
+    result, output = run(codebook_file)
+    prior = CodebookPrior.load(output)
+    assert prior.n_clusters == result["n_clusters"] == 30
+    assert prior.linkage.shape == (59, 4)
+    assert prior.codebook_digest == Codebook(vectors).digest
+
+
+def test_a_cut_of_the_stored_tree_is_the_extraction_at_that_number(codebook_file):
+    _, output = run(codebook_file)
+    for k in (5, 45):
+        _, direct = run(codebook_file, n_clusters=k, output=f"{k}.safetensors")
+        expected = CodebookPrior.load(direct).token_to_cluster
+        np.testing.assert_array_equal(CodebookPrior.load(output).cut(k).token_to_cluster, expected)
+
+
+def test_dead_codes_are_attached_never_clustered_and_never_picked(codebook_file, vectors):
+    usage = np.ones(60, dtype=np.int64)
+    usage[40:] = 0
+    np.save(codebook_file.parent / "usage.npy", usage)
+    result, output = run(codebook_file, n_clusters=20, usage=codebook_file.parent / "usage.npy")
+    prior = CodebookPrior.load(output)
+    assert (result["live_codes"], result["dead_codes"]) == (40, 20)
+    assert "20 of 60 codes are never used" in result["warnings"][0]
+    assert set(prior.token_to_cluster[:40]) == set(range(20))
+    assert prior.linkage.shape == (39, 4)
+    assert (prior.members()[1] < 40).all()
+    cut = prior.cut(7, Codebook(vectors))
+    distances = np.linalg.norm(vectors[40:, None] - vectors[None, :40], axis=2)
+    means = [distances[:, cut.token_to_cluster[:40] == c].mean(1) for c in range(7)]
+    np.testing.assert_array_equal(cut.token_to_cluster[40:], np.argmin(means, axis=0))
+    with pytest.raises(InputError, match="give the codebook too"):
+        prior.cut(7)
+
+
+def test_the_counts_of_an_ema_codebook_are_read(codebook_file):
+    save_file({"quantize.cluster_size": np.linspace(0, 3, 60)[None]}, codebook_file.parent / "ema.safetensors")
+    result, _ = run(codebook_file, n_clusters=9, usage=codebook_file.parent / "ema.safetensors")
+    assert result["dead_codes"] == 1
+
+
+def test_the_same_again_is_nothing_to_do_and_another_is_refused(codebook_file):
+    _, output = run(codebook_file)
+    written = output.stat().st_mtime_ns
+    run(codebook_file)
+    assert output.stat().st_mtime_ns == written
+    with pytest.raises(InputError, match="holds another prior"):
+        run(codebook_file, n_clusters=10)
+    assert CodebookPrior.load(output).n_clusters == 30
+    run(codebook_file, n_clusters=10, overwrite=True)
+    assert CodebookPrior.load(output).n_clusters == 10
+
+
+def test_exports_are_what_scipy_and_iar_read(codebook_file, vectors):
+    folder = codebook_file.parent
+    _, output = run(
+        codebook_file,
+        export_labels=folder / "labels.npy",
+        export_linkage=folder / "Z.npy",
+        export_mapping=folder / "mapping.pt",
+    )
+    prior = CodebookPrior.load(output)
+    np.testing.assert_array_equal(np.load(folder / "labels.npy"), prior.token_to_cluster)
+    np.testing.assert_array_equal(np.load(folder / "Z.npy"), prior.linkage)
+    mapping = torch.load(folder / "mapping.pt", weights_only=True).numpy()
+    assert sorted(mapping) == list(range(60))
+    reordered = np.empty_like(prior.token_to_cluster)
+    reordered[mapping] = prior.token_to_cluster
+    np.testing.assert_array_equal(reordered, np.sort(prior.token_to_cluster))
+
+
+def test_comparison_shows_each_method_at_the_same_number(codebook_file):
+    result, _ = run(codebook_file, compare=("kmeans", "ward"))
+    rows = result["comparison"]
+    assert [row["method"] for row in rows] == ["dcpe", "kmeans", "ward"]
+    assert {row["n_clusters"] for row in rows} == {30}
+    assert rows[0]["ari"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"n_clusters": 61}, "between 1 and 60"),
+        ({"n_clusters": 0}, "between 1 and 60"),
+        ({"n_clusters": 1.5}, "a share such as 0.5, got 1.5"),
+        ({"method": "kmeens"}, "method must be one of dcpe, kmeans"),
+        ({"compare": ("kmeens",)}, "method must be one of dcpe, kmeans"),
+        ({"output": "prior.pt"}, "a prior is a .safetensors file"),
+        ({"usage": "absent.npy"}, "no usage counts at"),
+    ],
+)
+def test_a_mistake_is_said_and_nothing_is_written(codebook_file, changes, said):
+    if "usage" in changes:
+        changes = {"usage": codebook_file.parent / changes["usage"]}
+    with pytest.raises(InputError, match=said):
+        run(codebook_file, **changes)
+    assert [path.name for path in codebook_file.parent.iterdir()] == ["codebook.npy"]
