@@ -229,16 +229,20 @@ class TrainConfig(MakeConfig):
     """Token, residual and feed-forward dropout."""
     class_dropout: float = 0.1
     """Share of samples trained without their class, for guidance."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16 is autocast over float32 weights."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 is autocast over float32 weights; auto takes it where the device computes in it."""
+    heldout_images: int = 1000
+    """Held-out images to validate on, at most."""
     validate_every: int = 100
     """Steps between validations."""
     checkpoint_every: int = field(default=100, metadata=NOT_IDENTITY)
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "steps", "batch_size", "lr", "validate_every", "checkpoint_every")
+        _require_positive(self, "steps", "batch_size", "lr", "grad_clip", "heldout_images")
+        _require_positive(self, "validate_every", "checkpoint_every")
         _require(0 <= self.decay <= 1, f"decay must be a share between 0 and 1, got {self.decay}")
+        _require(0 <= self.class_dropout < 1, f"class_dropout must be at least 0 and below 1, got {self.class_dropout}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +257,8 @@ class SampleConfig(MakeConfig):
     """Images to sample, in equal shares of the classes."""
     cfg_scale: float = 1.5
     """Classifier-free guidance: uncond + s (cond - uncond); 1 is none."""
+    cfg_interval: int = -1
+    """Guidance ends after this many tokens past the first; -1 never (LlamaGen's --cfg-interval counts alike)."""
     temperature: float = 1.0
     """Logits are divided by it."""
     top_k: int = 0

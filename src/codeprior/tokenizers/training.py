@@ -1,0 +1,270 @@
+"""Train a VQ tokenizer: straight-through gradients, dead codes restarted, no perceptual or adversarial loss."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from codeprior.artifact import Workspace, write_atomically
+from codeprior.codebook import Codebook
+from codeprior.config import TrainTokenizerConfig
+from codeprior.device import resolve_device
+from codeprior.errors import InputError
+from codeprior.images import N_VIEWS, ImageSet, open_images, view
+from codeprior.progress import track
+from codeprior.tokenizers.loading import CONFIG, WEIGHTS, save_config
+from codeprior.tokenizers.protocol import to_pixels, to_tensor
+from codeprior.tokenizers.vqgan import VQGAN, VQGANConfig, preset
+
+METRICS = "metrics.jsonl"
+_CHECKPOINT = "checkpoint.safetensors"
+_STEPS_BETWEEN_METRICS = 20
+_CACHED_BYTES = 2**30
+_N_EVALUATED = 2048
+_ORDER, _VIEWS, _RESTART = range(3)  # what a random stream is for
+
+
+def train_tokenizer(config: TrainTokenizerConfig) -> dict[str, Any]:
+    """Train a tokenizer; an interrupted run is continued as if it had not been.
+
+    Raises
+    ------
+    InputError
+        If the images, the architecture or the output are not as they should be.
+    """
+    device = resolve_device(config.device)
+    architecture = preset(config.tokenizer, config.codebook_size, config.codebook_dim)
+    if config.image_size % architecture.downsample:
+        raise InputError(f"image_size must be a multiple of {architecture.downsample}, got {config.image_size}")
+    images = open_images(config.data, bad_images=config.bad_images, seed=config.seed)
+    with Workspace(
+        config.output,
+        kind="tokenizer",
+        settings=config.settings(),
+        inputs={"images": images.digest},
+        overwrite=config.overwrite,
+    ) as workspace:
+        if not workspace.complete:
+            _train(config, architecture, images, workspace, device)
+        assert workspace.manifest is not None
+        return {"output": str(config.output), **workspace.manifest.results}
+
+
+def _train(
+    config: TrainTokenizerConfig,
+    architecture: VQGANConfig,
+    images: ImageSet,
+    workspace: Workspace,
+    device: torch.device,
+) -> None:
+    trainer = Trainer(config, architecture, device)
+    if workspace.path(_CHECKPOINT).exists():
+        trainer.load(workspace.path(_CHECKPOINT))
+    batches = Batches(config, images)
+    first = trainer.step
+    _keep_metrics_until(workspace.path(METRICS), first)
+    began, images_per_s = time.monotonic(), 0.0
+    with open(workspace.path(METRICS), "a") as log:
+        for step in track(range(first, config.steps), "train-tokenizer", total=config.steps, start=first):
+            losses = trainer.advance(to_tensor(batches[step], device))
+            if trainer.step % _STEPS_BETWEEN_METRICS == 0 or trainer.step == config.steps:
+                time_s = time.monotonic() - began
+                images_per_s = (trainer.step - first) * config.batch_size / time_s
+                log.write(_metrics_line(trainer, losses, images_per_s, time_s))
+            if trainer.step % config.checkpoint_every == 0 and trainer.step < config.steps:
+                log.flush()
+                trainer.save(workspace.path(_CHECKPOINT))
+                workspace.checkpoint()
+    psnr_db, codes_used = evaluate(trainer.model, images, config)
+    save_config(workspace.folder, architecture, config.image_size)
+    _save_tensors(workspace.path(WEIGHTS), trainer.model.state_dict())
+    codebook = Codebook(trainer.model.quantize.embedding.weight.detach().cpu().numpy(), normalize=True)
+    results = {
+        "n_parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "train_psnr_db": round(psnr_db, 3),
+        "codes_used": codes_used,
+        "codebook_size": len(codebook),
+        "codebook_digest": codebook.digest,
+        "images_per_s": round(images_per_s, 1),
+    }
+    workspace.finish([CONFIG, WEIGHTS], results)
+    workspace.path(_CHECKPOINT).unlink(missing_ok=True)
+
+
+class Batches:
+    """The training images of each step, decided by the seed and the step alone, so that any step can be repeated."""
+
+    def __init__(self, config: TrainTokenizerConfig, images: ImageSet) -> None:
+        self.config = config
+        self.n_images = len(images)
+        n_cached = _CACHED_BYTES // (3 * config.image_size**2)
+        self._read = lru_cache(n_cached)(lambda index: images.read(index, config.image_size))
+        self._order = lru_cache(2)(lambda epoch: _generator(config, _ORDER, epoch).permutation(self.n_images))
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        """A random view of each image of the step: uint8 (B, S, S, 3). Every image is seen once an epoch."""
+        config = self.config
+        positions = range(step * config.batch_size, (step + 1) * config.batch_size)
+        chosen = [int(self._order(position // self.n_images)[position % self.n_images]) for position in positions]
+        which = _generator(config, _VIEWS, step).integers(N_VIEWS[config.views], size=len(chosen))
+        return np.stack([view(self._read(i), config.views, int(k)) for i, k in zip(chosen, which, strict=True)])
+
+
+class Trainer:
+    """The model, its optimizer, and how often each code was used since dead ones were last restarted."""
+
+    def __init__(self, config: TrainTokenizerConfig, architecture: VQGANConfig, device: torch.device) -> None:
+        self.config = config
+        self.step = 0
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            self.model = VQGAN(architecture).to(device)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0)
+        self.uses = torch.zeros(architecture.codebook_size, dtype=torch.int64, device=device)
+        self.bf16 = resolve_precision(config.precision, device) == "bf16"
+
+    def advance(self, images: Tensor) -> dict[str, Tensor]:
+        """One optimizer step on images (B, 3, S, S); returns the parts of the loss."""
+        config, quantizer = self.config, self.model.quantize
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr * (1 + math.cos(math.pi * self.step / config.steps)) / 2
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+            features = self.model.features(images)
+        features = F.normalize(features.float(), dim=1)
+        if self._is_restart():
+            self._restart_dead_codes(features.detach())
+        codes = quantizer.codes(features)
+        self.uses += torch.bincount(codes.flatten(), minlength=len(self.uses))
+        vectors = quantizer.lookup(codes)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+            decoded = self.model.decode_vectors(straight_through(features, vectors))
+        losses = {
+            "mse": F.mse_loss(decoded.float(), images),
+            "edges": edge_loss(decoded.float(), images),
+            "codebook": F.mse_loss(vectors, features.detach()),
+            "commitment": F.mse_loss(features, vectors.detach()),
+        }
+        loss = losses["mse"] + config.edge_weight * losses["edges"] + losses["codebook"]
+        loss = loss + config.commitment * losses["commitment"]
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _is_restart(self) -> bool:
+        every, last = self.config.restart_every, self.config.restart_until * self.config.steps
+        return every > 0 and self.step % every == 0 and self.step < last
+
+    @torch.no_grad()
+    def _restart_dead_codes(self, features: Tensor) -> None:
+        """Put codes unused since the last restart where features (B, E, h, w) are; at step 0 this is all of them."""
+        dead = (self.uses == 0).nonzero().flatten()
+        flat = features.permute(0, 2, 3, 1).flatten(0, 2)
+        generator = _generator(self.config, _RESTART, self.step)
+        n_dead, n_vectors = len(dead), len(flat)
+        chosen = generator.choice(n_vectors, n_dead, replace=n_dead > n_vectors)
+        weight = self.model.quantize.embedding.weight
+        weight[dead] = flat[torch.from_numpy(chosen).to(flat.device)]
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if weight in self.optimizer.state:
+                self.optimizer.state[weight][moment][dead] = 0
+        self.uses.zero_()
+
+    def save(self, path: Path) -> None:
+        """Write all that the next step depends on."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in state.items()}
+        _save_tensors(path, {**tensors, "uses": self.uses, "step": torch.tensor(self.step)})
+
+    def load(self, path: Path) -> None:
+        """Continue from where `save` was called."""
+        tensors = load_file(path)
+        self.step = int(tensors.pop("step"))
+        self.uses.copy_(tensors.pop("uses"))
+        state: dict[int, dict[str, Tensor]] = {}
+        for key in [key for key in tensors if key.startswith("optimizer.")]:
+            _, number, name = key.split(".")
+            state.setdefault(int(number), {})[name] = tensors.pop(key)
+        self.model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+
+
+def straight_through(features: Tensor, vectors: Tensor) -> Tensor:
+    """The vectors, with a gradient that reaches the features as if nothing had been rounded."""
+    return features + (vectors - features).detach()
+
+
+def edge_loss(decoded: Tensor, images: Tensor) -> Tensor:
+    """Mean absolute error of the differences between neighbouring pixels, both ways; images (B, 3, H, W)."""
+    error = decoded - images
+    return error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+
+
+def psnr_db(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio of each pair of images uint8 (B, H, W, 3), in decibels: (B,)."""
+    mse = np.square(a.astype(np.float64) - b).mean(axis=(1, 2, 3))
+    return 10 * np.log10(255**2 / np.maximum(mse, 1e-10))
+
+
+@torch.inference_mode()
+def evaluate(model: VQGAN, images: ImageSet, config: TrainTokenizerConfig) -> tuple[float, int]:
+    """Mean PSNR in decibels and number of codes used, over at most 2,048 of the images, evenly spaced."""
+    model.eval()
+    device = next(model.parameters()).device
+    chosen = np.unique(np.linspace(0, len(images) - 1, _N_EVALUATED).round().astype(np.int64))
+    used = torch.zeros(model.config.codebook_size, dtype=torch.bool, device=device)
+    scores = []
+    for start in range(0, len(chosen), config.batch_size):
+        pixels = images.read_many(chosen[start : start + config.batch_size], config.image_size)
+        codes = model.encode(to_tensor(pixels, device))
+        used[codes.flatten()] = True
+        scores.append(psnr_db(pixels, to_pixels(model.decode(codes))))
+    return float(np.concatenate(scores).mean()), int(used.sum())
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """`auto` is bf16 where the device computes in it, else fp32."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+
+
+def _generator(config: TrainTokenizerConfig, purpose: int, index: int) -> np.random.Generator:
+    return np.random.default_rng((config.seed, purpose, index))
+
+
+def _metrics_line(trainer: Trainer, losses: dict[str, Tensor], images_per_s: float, time_s: float) -> str:
+    record = {
+        "step": trainer.step,
+        **{name: round(float(loss), 6) for name, loss in losses.items()},
+        "lr": trainer.optimizer.param_groups[0]["lr"],
+        "images_per_s": round(images_per_s, 1),
+        "time_s": round(time_s, 3),
+    }
+    return json.dumps(record) + "\n"
+
+
+def _keep_metrics_until(path: Path, step: int) -> None:
+    """Drop what a killed run logged after its last checkpoint: it will be logged again."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    path.write_text("".join(kept))
+
+
+def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    with write_atomically(path) as temporary:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
