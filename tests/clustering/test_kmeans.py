@@ -50,6 +50,8 @@ def naive_lloyd(x, start, weights):
         before, labels = labels, naive_nearest(((x[:, None] - centres[None]) ** 2).sum(axis=2))
         if before is not None and np.array_equal(before, labels):
             return labels
+        if len(np.unique(labels)) < len(start):
+            return None
         centres = np.array(
             [np.average(x[labels == c], axis=0, weights=weights[labels == c]) for c in range(len(start))]
         )
