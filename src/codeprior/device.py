@@ -37,3 +37,13 @@ def _require_cuda(device: torch.device) -> None:
         raise InputError(f"there is no CUDA device: {build}; use --device cpu, or see `codeprior doctor`")
     if device.index is not None and device.index >= n_devices:
         raise InputError(f"CUDA device index must be between 0 and {n_devices - 1}, got {device.index}")
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """ "fp32" or "bf16", as named; "auto" is bf16 where the device multiplies it in hardware, else fp32."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # torch has no public question for it
+    return "bf16" if device.type == "cpu" and supported() else "fp32"

@@ -1,0 +1,367 @@
+"""The verb `train`: a class-conditional transformer on the codes of images, or on the clusters of a prior.
+
+Whatever is random in a step is drawn from (seed, purpose, step or epoch), so there is no random state to keep, a
+resumed run is the uninterrupted one bit for bit, and variants of equal seeds see the same images, views and dropped
+classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from codeprior.artifact import Workspace, short, write_atomically
+from codeprior.checkpoint import STATE, CheckpointConfig, load_state, save_checkpoint, save_state
+from codeprior.codes import CodeStore
+from codeprior.config import TrainConfig
+from codeprior.device import resolve_device, resolve_precision
+from codeprior.errors import InputError
+from codeprior.losses import cross_entropy_nats, token_nats
+from codeprior.model import Transformer, model_config
+from codeprior.prior import CodebookPrior
+from codeprior.progress import track
+
+METRICS = "metrics.jsonl"
+STEPS_BETWEEN_LOGS = 10
+_MATH_ATTENTION_TOKENS = 256  # beyond, its T x T matrices cost more memory than its speed is worth
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Train a transformer; an interrupted run is continued exactly.
+
+    Raises
+    ------
+    InputError
+        If codes, held-out codes and prior belong to different codebooks, or any of them or a setting is not as it
+        should be, or training diverges.
+    """
+    device = resolve_device(config.device)
+    codes = CodeStore.open(config.codes)
+    heldout = None if config.heldout_codes is None else CodeStore.open(config.heldout_codes)
+    prior = None if config.prior is None else CodebookPrior.load(config.prior)
+    _check_inputs(codes, heldout, prior)
+    named = {"codes": codes, "heldout_codes": heldout, "prior": prior}
+    with Workspace(
+        config.output,
+        kind="checkpoint",
+        settings=config.settings(),
+        inputs={name: given.digest for name, given in named.items() if given is not None},
+        overwrite=config.overwrite,
+    ) as workspace:
+        if not workspace.complete:
+            _Run(config, workspace, device, codes, heldout, prior).finish()
+        assert workspace.manifest is not None
+        return {"output": str(config.output), **workspace.manifest.results}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What is predicted in place of tokens; plain tokens are clusters of one."""
+
+    token_to_cluster: np.ndarray
+    """(V,) int64."""
+    log_sizes: np.ndarray
+    """(G,) float32: log of the number of tokens that may be picked from each cluster."""
+
+    @classmethod
+    def of(cls, codebook_size: int, prior: CodebookPrior | None) -> Vocabulary:
+        """The clusters of a prior, or the tokens themselves."""
+        if prior is None:
+            return cls(np.arange(codebook_size), np.zeros(codebook_size, dtype=np.float32))
+        offsets, _ = prior.members()
+        return cls(prior.token_to_cluster, np.log(np.diff(offsets)).astype(np.float32))
+
+    def __len__(self) -> int:
+        return len(self.log_sizes)
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Rate of a step (from 0): linear warm-up, constant, linear decay over the last `decay` share of the steps."""
+    rising = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
+    falling = min(1.0, (config.steps - step) / (config.decay * config.steps)) if config.decay else 1.0
+    return config.lr * min(rising, falling)
+
+
+def generator(seed: int, purpose: str, index: int) -> np.random.Generator:
+    """Random numbers that belong to (seed, purpose, index), whatever was drawn before."""
+    return np.random.default_rng([seed, zlib.crc32(purpose.encode()), index])
+
+
+def batch_rows(seed: int, step: int, batch_size: int, n_images: int, n_views: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which images and which view of each a step sees: int64 (B,) twice.
+
+    Every epoch is a new order of all images with a random view of each; batches run on over its end.
+    """
+    epochs, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), n_images)
+    images, views = np.empty(batch_size, dtype=np.int64), np.empty(batch_size, dtype=np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        order, view_of_image = _epoch(seed, int(epoch), n_images, n_views)
+        images[here] = order[places[here]]
+        views[here] = view_of_image[images[here]]
+    return images, views
+
+
+@lru_cache(maxsize=2)
+def _epoch(seed: int, epoch: int, n_images: int, n_views: int) -> tuple[np.ndarray, np.ndarray]:
+    return (
+        generator(seed, "order", epoch).permutation(n_images),
+        generator(seed, "view", epoch).integers(n_views, size=n_images),
+    )
+
+
+def parameter_groups(model: Transformer, weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's groups: decay on matrices, embeddings and output included; none on the norms' weights (LlamaGen)."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one JSON object a line, flushed at once."""
+
+    def __init__(self, path: Path, *, after_step: int) -> None:
+        """Open for appending, without what an interrupted run wrote after `after_step`."""
+        self.path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= after_step]
+        with write_atomically(path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in kept))
+
+    def write(self, **values: float) -> None:
+        """Append a line; floats with 6 significant digits."""
+        rounded = {name: float(f"{x:.6g}") if isinstance(x, float) else x for name, x in values.items()}
+        with open(self.path, "a") as file:
+            file.write(json.dumps(rounded) + "\n")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError):  # a line that a kill cut short
+        return math.inf
+
+
+@dataclass
+class _Record:
+    """What a run knows besides weights and optimizer; stored with them."""
+
+    step: int = 0
+    """Steps taken."""
+    nats_sum: float = 0.0
+    """Sum of the training losses since the last log."""
+    window_time_s: float = 0.0
+    """Time spent on them."""
+    time_s: float = 0.0
+    """Time spent on training steps before them."""
+    train_nats: float | None = None
+    """Last logged training loss."""
+    heldout_nats: float | None = None
+    """Last held-out loss."""
+
+
+class _Run:
+    """A training run: the state that a step changes, and the steps."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        workspace: Workspace,
+        device: torch.device,
+        codes: CodeStore,
+        heldout: CodeStore | None,
+        prior: CodebookPrior | None,
+    ) -> None:
+        self.config, self.workspace, self.device = config, workspace, device
+        self.codes, self.heldout, self.prior = codes, heldout, prior and with_usage(prior, codes.usage())
+        self.vocabulary = Vocabulary.of(codes.codebook_size, self.prior)
+        self.log_sizes = torch.from_numpy(self.vocabulary.log_sizes).to(device)
+        self.precision = resolve_precision(config.precision, device)
+        model = model_config(
+            config.model,
+            vocab_size=len(self.vocabulary),
+            n_classes=len(codes.class_names),
+            grid=codes.grid,
+            dropout=config.dropout,
+            null_class=config.class_dropout > 0,
+        )
+        initial = torch.Generator().manual_seed(config.seed)
+        self.model = Transformer(model, initial).to(device)
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, config.weight_decay), lr=config.lr, betas=(0.9, config.beta2), fused=True
+        )
+        self.record = _Record()
+        if workspace.path(STATE).exists():
+            self.record = _Record(**load_state(workspace.path(STATE), self.model, self.optimizer))
+        self.nats_sum = torch.tensor(self.record.nats_sum, device=device)  # on the device, so that no step waits
+        self.metrics = MetricsLog(workspace.path(METRICS), after_step=self.record.step)
+
+    def finish(self) -> None:
+        """Take the steps that are left and write the checkpoint."""
+        config, first = self.config, self.record.step
+        with _scoped(self.device, self.codes.grid):
+            for step in track(range(first + 1, config.steps + 1), "train", total=config.steps, start=first):
+                self._take_step()
+                last = step == config.steps
+                if step % STEPS_BETWEEN_LOGS == 0 or last:
+                    self._log()
+                if self.heldout is not None and (step % config.validate_every == 0 or last):
+                    self._validate(self.heldout)
+                if step % config.checkpoint_every == 0 and not last:
+                    self._checkpoint()
+        files = save_checkpoint(self.workspace.folder, self.model, self._description(), self.prior)
+        self.workspace.finish(files, self._results())
+        self.workspace.path(STATE).unlink(missing_ok=True)
+
+    def _take_step(self) -> None:
+        began = time.perf_counter()
+        config, step = self.config, self.record.step
+        rows = batch_rows(config.seed, step, config.batch_size, *self.codes.codes.shape[:2])
+        targets, classes = self._batch(self.codes, *rows)
+        classes = self._drop_classes(classes)
+        torch.manual_seed(int(generator(config.seed, "dropout", step).integers(2**63)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, config)
+        with self._autocast():
+            logits = self.model.train()(classes, targets[:, :-1])
+        loss = cross_entropy_nats(logits, targets)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+        self.optimizer.step()
+        self.nats_sum += loss.detach() + self.log_sizes[targets].mean()
+        self.record.step += 1
+        self.record.window_time_s += time.perf_counter() - began
+
+    def _drop_classes(self, classes: Tensor) -> Tensor:
+        """Replace a share of the classes by the null class."""
+        uniforms = generator(self.config.seed, "class", self.record.step).random(len(classes))
+        dropped = torch.from_numpy(uniforms < self.config.class_dropout).to(self.device)
+        return classes.masked_fill(dropped, self.model.config.n_classes)
+
+    def _batch(self, store: CodeStore, images: np.ndarray, views: np.ndarray | int) -> tuple[Tensor, Tensor]:
+        """Clusters (B, T) and classes (B,) of some rows of a store, on the device."""
+        targets = self.vocabulary.token_to_cluster[store.codes[images, views]]
+        return torch.from_numpy(targets).to(self.device), torch.from_numpy(store.labels[images]).to(self.device)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+    def _log(self) -> None:
+        """Record the mean training loss since the last log."""
+        record, n_steps = self.record, (self.record.step - 1) % STEPS_BETWEEN_LOGS + 1
+        began = time.perf_counter()
+        nats = float(self.nats_sum) / n_steps  # here a GPU is waited for, so here its time shows
+        record.window_time_s += time.perf_counter() - began
+        if not math.isfinite(nats):
+            raise InputError(f"training diverged before step {record.step} (loss {nats}); lower --lr")
+        record.train_nats = nats
+        record.time_s += record.window_time_s
+        self.metrics.write(
+            step=record.step,
+            train_nats_per_token=nats,
+            lr=learning_rate(record.step - 1, self.config),
+            images_per_s=n_steps * self.config.batch_size / record.window_time_s,
+            time_s=record.time_s,
+        )
+        record.window_time_s = 0.0
+        self.nats_sum.zero_()
+
+    @torch.no_grad()
+    def _validate(self, store: CodeStore) -> None:
+        """Record the held-out loss: first views, true classes, no dropout."""
+        self.model.eval()
+        n_images, total = min(len(store), self.config.heldout_images), 0.0
+        for start in range(0, n_images, self.config.batch_size):
+            rows = np.arange(start, min(start + self.config.batch_size, n_images))
+            targets, classes = self._batch(store, rows, 0)
+            with self._autocast():
+                logits = self.model(classes, targets[:, :-1])
+            total += len(rows) * float(token_nats(logits, targets, self.log_sizes))
+        self.record.heldout_nats = total / n_images
+        self.metrics.write(
+            step=self.record.step, heldout_nats_per_token=self.record.heldout_nats, time_s=self.record.time_s
+        )
+
+    def _checkpoint(self) -> None:
+        record = replace(self.record, nats_sum=float(self.nats_sum))
+        save_state(self.workspace.path(STATE), self.model, self.optimizer, asdict(record))
+        self.workspace.checkpoint()
+
+    def _description(self) -> CheckpointConfig:
+        return CheckpointConfig(
+            model=self.model.config,
+            class_names=self.codes.class_names,
+            image_size=self.codes.image_size,
+            codebook_size=self.codes.codebook_size,
+            codebook_digest=self.codes.codebook_digest,
+            tokenizer_digest=self.codes.tokenizer_digest,
+            prior_digest=self.workspace.inputs.get("prior"),
+        )
+
+    def _results(self) -> dict[str, Any]:
+        return {
+            "objective": self._description().objective,
+            "method": None if self.prior is None else self.prior.method,
+            "vocab_size": len(self.vocabulary),
+            "n_parameters": self.model.n_parameters,
+            "train_nats_per_token": self.record.train_nats,
+            "heldout_nats_per_token": self.record.heldout_nats,
+            "images_per_s": round(self.config.steps * self.config.batch_size / self.record.time_s, 1),
+            "precision": self.precision,
+            "codebook_digest": self.codes.codebook_digest,
+            "prior_digest": self.workspace.inputs.get("prior"),
+        }
+
+
+def with_usage(prior: CodebookPrior, usage: np.ndarray) -> CodebookPrior:
+    """The prior with the training codes' usage (V,), unless it knows one: what never occurs is never picked.
+
+    A cluster that never occurs keeps all of its tokens: a model may still predict it, if hardly ever.
+    """
+    if prior.usage is not None:
+        return prior
+    occurs = np.bincount(prior.token_to_cluster, weights=usage) > 0
+    return replace(prior, usage=np.where(occurs[prior.token_to_cluster], usage, 1))
+
+
+@contextlib.contextmanager
+def _scoped(device: torch.device, grid: tuple[int, int]) -> Iterator[None]:
+    """Leave torch's own random numbers and its choice of attention kernels as they were found.
+
+    On CPU, and for few tokens, plain matrix products beat the fused kernel, whose backward pass takes half of a step.
+    """
+    plain = device.type == "cpu" and grid[0] * grid[1] <= _MATH_ATTENTION_TOKENS
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext():
+        yield
+
+
+def _check_inputs(codes: CodeStore, heldout: CodeStore | None, prior: CodebookPrior | None) -> None:
+    if prior is not None:
+        prior.verify(codes.codebook_digest, "the code store")
+    if heldout is None:
+        return
+    if heldout.codebook_digest != codes.codebook_digest:
+        ours, other = short(codes.codebook_digest), short(heldout.codebook_digest)
+        raise InputError(
+            f"the training codes belong to codebook {ours}, the held-out codes to codebook {other}; "
+            "encode both with one tokenizer"
+        )
+    for name in ("grid", "class_names"):
+        ours, other = getattr(codes, name), getattr(heldout, name)
+        if ours != other:
+            raise InputError(f"the training codes have {name} {ours}, the held-out codes {other}; encode them alike")
