@@ -1,0 +1,178 @@
+"""The verb `inspect`: what an artifact holds, in numbers and in a picture."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codeprior.artifact import MANIFEST, UNFINISHED, Manifest, read_manifest, short
+from codeprior.clustering.curve import agreement, tree_curve
+from codeprior.clustering.distance import duplicate_groups, squared_distances
+from codeprior.codebook import Codebook
+from codeprior.config import InspectConfig
+from codeprior.errors import InputError
+from codeprior.extract import describe
+from codeprior.prior import CodebookPrior, is_prior_file
+
+_SAMPLE = 2048  # codes whose nearest neighbour is sought
+_NEIGHBOURS = 10
+_BRIEF = ("kind", "n_codes", "method", "n_clusters", "largest_cluster", "singletons", "dead_codes", "time_s")
+
+Artifact = CodebookPrior | Codebook | Manifest
+
+
+def inspect(config: InspectConfig) -> dict[str, Any]:
+    """Describe artifacts; several priors of one codebook are compared with the first.
+
+    Raises
+    ------
+    InputError
+        If a path holds no artifact, or a code or a picture is asked for that these artifacts cannot give.
+    """
+    if not config.paths:
+        raise InputError("give at least one artifact: a prior, a codebook or a folder of codeprior")
+    artifacts = {path: open_artifact(path) for path in config.paths}
+    priors = {path: found for path, found in artifacts.items() if isinstance(found, CodebookPrior)}
+    codebooks = [found for path in artifacts for found in _codebook_of(path, artifacts[path])]
+    result = _describe_all(artifacts)
+    if priors:
+        first = next(iter(priors.values()))
+        result |= _curve_rows(first) | _agreement_rows(priors)
+    if config.code is not None:
+        result |= _around(config.code, list(priors.values()), codebooks)
+    if config.plot is not None:
+        result["output"] = str(_draw(priors, config.plot))
+    return result
+
+
+def open_artifact(path: Path) -> Artifact:
+    """A prior, a manifest or a codebook, by what the path holds."""
+    if not path.exists():
+        raise InputError(f"nothing at {path}: there is no such file or folder")
+    if is_prior_file(path):
+        return CodebookPrior.load(path)
+    if path.is_dir() and ((path / MANIFEST).exists() or (path / UNFINISHED).exists()):
+        return read_manifest(path)
+    return Codebook.load(path)
+
+
+def _describe_all(artifacts: dict[Path, Artifact]) -> dict[str, Any]:
+    if len(artifacts) == 1:
+        path, artifact = next(iter(artifacts.items()))
+        return {"path": str(path), **_describe(artifact)}
+    rows = []
+    for path, artifact in artifacts.items():
+        whole = _describe(artifact)
+        brief = {name: whole[name] for name in _BRIEF if name in whole}
+        rows.append({"path": str(path), **brief, "digest": short(whole["digest"])})
+    return {"artifacts": rows}
+
+
+def _describe(artifact: Artifact) -> dict[str, Any]:
+    if isinstance(artifact, CodebookPrior):
+        return {"kind": "prior", **describe(artifact)}
+    if isinstance(artifact, Manifest):
+        return {
+            "kind": artifact.kind,
+            "created": artifact.created,
+            "time_s": artifact.time_s,
+            **artifact.results,
+            "digest": artifact.digest,
+        }
+    return {"kind": "codebook", **describe_codebook(artifact)}
+
+
+def describe_codebook(codebook: Codebook) -> dict[str, Any]:
+    """Size, lengths, copies and density of a codebook, in the space in which it is clustered.
+
+    Nearest distances are taken of every code, or of 2,048 evenly spaced ones where there are more.
+    """
+    space = codebook.space
+    norms = np.linalg.norm(codebook.vectors, axis=1)
+    chosen = np.unique(np.linspace(0, len(space) - 1, min(_SAMPLE, len(space))).astype(np.int64))
+    nearest = np.array([_distances(space, code).min(initial=np.inf) for code in chosen])
+    low, middle, high = np.quantile(nearest, [0.05, 0.5, 0.95]) if len(space) > 1 else (np.nan,) * 3
+    return {
+        "n_codes": len(codebook),
+        "dim": codebook.vectors.shape[1],
+        "normalized": codebook.normalize,
+        "norm_min": float(norms.min()),
+        "norm_median": float(np.median(norms)),
+        "norm_max": float(norms.max()),
+        "duplicates": len(space) - len(np.unique(duplicate_groups(space))),
+        "nearest_distance_5%": float(low),
+        "nearest_distance_median": float(middle),
+        "nearest_distance_95%": float(high),
+        "digest": codebook.digest,
+    }
+
+
+def _distances(space: np.ndarray, code: int) -> np.ndarray:
+    """Distances from one code to all others: (V - 1,)."""
+    return np.sqrt(np.delete(squared_distances(space[code : code + 1], space)[0], code))
+
+
+def _codebook_of(path: Path, artifact: Artifact) -> list[Codebook]:
+    if isinstance(artifact, Codebook):
+        return [artifact]
+    return [Codebook.load(path)] if isinstance(artifact, Manifest) and artifact.kind == "tokenizer" else []
+
+
+def _curve_rows(prior: CodebookPrior) -> dict[str, Any]:
+    """The curve over k of the prior's tree, at its own k and at every power of two."""
+    if prior.linkage is None or prior.method != "dcpe":
+        return {}
+    live = prior.live
+    curve = tree_curve(prior.linkage, int(live.sum()), usage=None if prior.usage is None else prior.usage[live])
+    wanted = {prior.n_clusters, *(2**power for power in range(32))}
+    return {"curve": [curve.at(k) for k in sorted(wanted) if curve.n_clusters[0] <= k <= curve.n_clusters[-1]]}
+
+
+def _agreement_rows(priors: dict[Path, CodebookPrior]) -> dict[str, Any]:
+    (path, first), *others = priors.items()
+    rows = []
+    for other_path, other in others:
+        first.verify(other.codebook_digest, str(other_path))
+        rows.append(
+            {
+                "prior": str(other_path),
+                "with": str(path),
+                **asdict(agreement(first.token_to_cluster, other.token_to_cluster)),
+            }
+        )
+    return {"agreement": rows} if rows else {}
+
+
+def _around(code: int, priors: list[CodebookPrior], codebooks: list[Codebook]) -> dict[str, Any]:
+    """The cluster mates of a code by each prior, and its nearest neighbours where a codebook is at hand."""
+    if not (priors or codebooks):
+        raise InputError("--code needs a prior or a codebook among the artifacts")
+    n_codes = len(priors[0] if priors else codebooks[0])
+    if not 0 <= code < n_codes:
+        raise InputError(f"--code must be between 0 and {n_codes - 1}, got {code}")
+    result: dict[str, Any] = {}
+    if priors:
+        labels = priors[0].token_to_cluster
+        mates = np.flatnonzero(labels == labels[code])
+        result = {"cluster": int(labels[code]), "cluster_members": " ".join(map(str, mates[:32]))}
+    if codebooks:
+        codebook = codebooks[0]
+        if priors:
+            priors[0].verify(codebook.digest, "this codebook")
+            codebook = replace(codebook, normalize=priors[0].parameters.get("normalize", codebook.normalize))
+        others = np.delete(np.arange(n_codes), code)
+        distances = _distances(codebook.space, code)
+        order = np.argsort(distances, kind="stable")[:_NEIGHBOURS]
+        result["neighbours"] = [
+            {"code": int(others[i]), "distance": float(distances[i])}
+            | ({"same_cluster": bool(priors[0].token_to_cluster[others[i]] == result["cluster"])} if priors else {})
+            for i in order
+        ]
+    return result
+
+
+def _draw(priors: dict[Path, CodebookPrior], path: Path) -> Path:
+    raise NotImplementedError
