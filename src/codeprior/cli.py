@@ -12,6 +12,7 @@ import difflib
 import importlib
 import io
 import json
+import os
 import re
 import sys
 import typing
@@ -57,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         show(run(verb, config), as_json=config.json)
     except InputError as error:
         _fail(verb, str(error), 2)
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open until the interpreter's own last flush
+        raise SystemExit(0) from None
     except (OSError, MemoryError) as error:
         _fail(verb, str(error) or type(error).__name__, 2)
     except KeyboardInterrupt:

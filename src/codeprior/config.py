@@ -171,7 +171,7 @@ class InspectConfig(VerbConfig):
     code: int | None = None
     """Show the nearest neighbours and the cluster of this code."""
     plot: Path | None = None
-    """Write a picture: size distributions, dendrogram and the curve over k of a prior."""
+    """Folder for pictures of the priors: sizes.png, dendrogram.png, curve.png."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from codeprior.artifact import MANIFEST, UNFINISHED, Manifest, read_manifest, short
-from codeprior.clustering.curve import agreement, tree_curve
+from codeprior.clustering.curve import Curve, agreement, tree_curve
 from codeprior.clustering.distance import duplicate_groups, squared_distances
 from codeprior.codebook import Codebook
 from codeprior.config import InspectConfig
@@ -123,12 +123,19 @@ def _codebook_of(path: Path, artifact: Artifact) -> list[Codebook]:
 
 def _curve_rows(prior: CodebookPrior) -> dict[str, Any]:
     """The curve over k of the prior's tree, at its own k and at every power of two."""
-    if prior.linkage is None or prior.method != "dcpe":
+    curve = _curve(prior)
+    if curve is None:
         return {}
-    live = prior.live
-    curve = tree_curve(prior.linkage, int(live.sum()), usage=None if prior.usage is None else prior.usage[live])
     wanted = {prior.n_clusters, *(2**power for power in range(32))}
     return {"curve": [curve.at(k) for k in sorted(wanted) if curve.n_clusters[0] <= k <= curve.n_clusters[-1]]}
+
+
+def _curve(prior: CodebookPrior) -> Curve | None:
+    """The curve over k, where the heights of the tree are mean distances."""
+    if prior.linkage is None or prior.method != "dcpe":
+        return None
+    usage = None if prior.usage is None else prior.usage[prior.live]
+    return tree_curve(prior.linkage, int(prior.live.sum()), usage=usage)
 
 
 def _agreement_rows(priors: dict[Path, CodebookPrior]) -> dict[str, Any]:
@@ -174,5 +181,17 @@ def _around(code: int, priors: list[CodebookPrior], codebooks: list[Codebook]) -
     return result
 
 
-def _draw(priors: dict[Path, CodebookPrior], path: Path) -> Path:
-    raise NotImplementedError
+def _draw(priors: dict[Path, CodebookPrior], folder: Path) -> Path:
+    """Pictures of the sizes of all priors, and of the tree of the first and the curves of all that have one."""
+    if not priors:
+        raise InputError("--plot needs a prior among the artifacts; make one with `codeprior extract`")
+    from codeprior import plots
+
+    plots.cluster_sizes({path.stem: prior.token_to_cluster for path, prior in priors.items()}, folder / "sizes.png")
+    curves = {path.stem: curve for path, prior in priors.items() if (curve := _curve(prior)) is not None}
+    first = next(iter(priors.values()))
+    if first.linkage is not None and len(first.linkage) == first.live.sum() - 1 > 0 and first.method != "centroid":
+        plots.dendrogram(first.linkage, folder / "dendrogram.png", n_clusters=first.n_clusters)
+    if curves:
+        plots.curves_over_k(curves, folder / "curve.png", n_clusters=first.n_clusters)
+    return folder

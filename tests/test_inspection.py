@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from codeprior import Codebook, CodebookPrior
+from codeprior.artifact import Workspace
+from codeprior.config import ExtractConfig, InspectConfig
+from codeprior.errors import InputError
+from codeprior.extract import extract
+from codeprior.inspection import inspect
+
+
+@pytest.fixture
+def folder(tmp_path):
+    vectors = np.random.default_rng(8).standard_normal((50, 3)).astype(np.float32)
+    vectors[10] = vectors[11] = vectors[12]
+    np.save(tmp_path / "codebook.npy", vectors)
+    for method in ("dcpe", "kmeans"):
+        output = tmp_path / f"{method}.safetensors"
+        extract(ExtractConfig(codebook=tmp_path / "codebook.npy", method=method, n_clusters=10, output=output))
+    return tmp_path
+
+
+def test_a_codebook_shows_its_copies_and_its_density(folder):
+    result = inspect(InspectConfig(paths=(folder / "codebook.npy",)))
+    vectors = np.load(folder / "codebook.npy")
+    gaps = np.linalg.norm(vectors[:, None] - vectors[None], axis=2)
+    np.fill_diagonal(gaps, np.inf)
+    assert (result["n_codes"], result["dim"], result["duplicates"]) == (50, 3, 2)
+    assert result["nearest_distance_median"] == pytest.approx(np.median(gaps.min(1)), abs=1e-5)
+
+
+def test_a_prior_shows_its_sizes_and_the_curve(folder):
+    result = inspect(InspectConfig(paths=(folder / "dcpe.safetensors",)))
+    prior = CodebookPrior.load(folder / "dcpe.safetensors")
+    assert result["largest_cluster"] == prior.sizes.max()
+    assert [row["n_clusters"] for row in result["curve"]] == [1, 2, 4, 8, 10, 16, 32]
+
+
+def test_priors_of_one_codebook_are_compared(folder):
+    result = inspect(InspectConfig(paths=(folder / "dcpe.safetensors", folder / "kmeans.safetensors")))
+    assert -1 < result["agreement"][0]["ari"] < 1
+    other = CodebookPrior(np.zeros(50, dtype=np.int64), Codebook(np.ones((50, 2))).digest, "dcpe")
+    other.save(folder / "other.safetensors")
+    with pytest.raises(InputError, match="belongs to codebook"):
+        inspect(InspectConfig(paths=(folder / "dcpe.safetensors", folder / "other.safetensors")))
+
+
+def test_the_neighbours_of_a_code_come_nearest_first(folder):
+    result = inspect(InspectConfig(paths=(folder / "dcpe.safetensors", folder / "codebook.npy"), code=10))
+    assert {result["neighbours"][0]["code"], result["neighbours"][1]["code"]} == {11, 12}
+    assert all(row["same_cluster"] for row in result["neighbours"][:2])
+    distances = [row["distance"] for row in result["neighbours"]]
+    assert distances == sorted(distances)
+
+
+def test_the_pictures_are_pictures(folder):
+    inspect(InspectConfig(paths=(folder / "dcpe.safetensors", folder / "kmeans.safetensors"), plot=folder / "plots"))
+    for name in ("sizes", "dendrogram", "curve"):
+        with Image.open(folder / "plots" / f"{name}.png") as picture:
+            assert min(picture.size) > 300
+
+
+def test_any_artifact_folder_is_shown(folder):
+    with Workspace(folder / "run", kind="samples", settings={}, inputs={}) as work:
+        work.path("a.txt").write_text("x")
+        work.finish(["a.txt"], {"n_images": 7})
+    assert inspect(InspectConfig(paths=(folder / "run",)))["n_images"] == 7
+
+
+@pytest.mark.parametrize(
+    ("paths", "changes", "said"),
+    [
+        (["absent"], {}, "nothing at"),
+        (["dcpe.safetensors"], {"code": 50}, "--code must be between 0 and 49, got 50"),
+        (["codebook.npy"], {"plot": "plots"}, "--plot needs a prior"),
+        ([], {}, "at least one artifact"),
+    ],
+)
+def test_a_mistake_is_said(folder, paths, changes, said):
+    with pytest.raises(InputError, match=said):
+        inspect(InspectConfig(paths=tuple(folder / path for path in paths), **changes))
