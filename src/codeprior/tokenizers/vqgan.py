@@ -181,26 +181,30 @@ class Decoder(nn.Module):
 
 
 class VectorQuantizer(nn.Module):
-    """Nearest code on the unit sphere; vectors are l2-normalised when looked up and when read."""
+    """Nearest code; unless `normalize` is off, vectors are l2-normalised when looked up and when read."""
 
-    def __init__(self, codebook_size: int, codebook_dim: int) -> None:
+    def __init__(self, codebook_size: int, codebook_dim: int, *, normalize: bool = True) -> None:
         super().__init__()
+        self.normalize = normalize
         self.embedding = nn.Embedding(codebook_size, codebook_dim)
         nn.init.uniform_(self.embedding.weight, -1 / codebook_size, 1 / codebook_size)
-        self.embedding.weight.data = F.normalize(self.embedding.weight.data, dim=-1)
+        self.embedding.weight.data = self._space(self.embedding.weight.data)
 
     def codes(self, z: Tensor) -> Tensor:
         """Features (B, E, h, w) -> codes int64 (B, h, w); of equally near ones the lowest."""
-        z = F.normalize(z.float().permute(0, 2, 3, 1), dim=-1)
-        vectors = F.normalize(self.embedding.weight.float(), dim=-1)
+        z = self._space(z.float().permute(0, 2, 3, 1))
+        vectors = self._space(self.embedding.weight.float())
         flat = z.reshape(-1, z.shape[-1])
         # On the sphere |z - e|^2 = 2 - 2 z.e; LlamaGen keeps the norms, which are 1 up to rounding.
         sqdist = flat.square().sum(1, keepdim=True) + vectors.square().sum(1) - 2 * flat @ vectors.T
         return sqdist.argmin(dim=1).unflatten(0, z.shape[:3])
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """Codes (B, h, w) -> code vectors of unit length (B, E, h, w)."""
-        return F.normalize(self.embedding(codes), dim=-1).permute(0, 3, 1, 2)
+        """Codes (B, h, w) -> code vectors (B, E, h, w), of unit length if normalised."""
+        return self._space(self.embedding(codes)).permute(0, 3, 1, 2)
+
+    def _space(self, vectors: Tensor) -> Tensor:
+        return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
 
 class VQGAN(nn.Module):
