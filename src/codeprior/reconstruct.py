@@ -194,4 +194,5 @@ def _write_examples(
     names = np.array([class_names[label] for label in labels])
     with write_atomically(workspace.path(EXAMPLES)) as temporary, open(temporary, "wb") as file:
         np.savez(file, rows=np.array(list(examples)), class_names=names, images=np.stack(list(examples.values())))
-    image_grid(np.stack(list(examples.values())), list(examples), workspace.path(PICTURE))
+    rows = np.stack(list(examples.values()))
+    image_grid(rows, list(examples), workspace.path(PICTURE), column_labels=[str(name) for name in names])

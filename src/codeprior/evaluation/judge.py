@@ -75,13 +75,14 @@ def _score(
     reference: ImageSet,
     baseline: ImageSet | None,
 ) -> Manifest:
-    size, generator = pixels.shape[1], np.random.default_rng(config.seed)
+    size, resampling = pixels.shape[1], np.random.default_rng([config.seed, 0])
+    generator = np.random.default_rng([config.seed, 1])  # of its own: real scores do not depend on the samples
     features = extract_features(
         network, pixels.__getitem__, np.arange(len(pixels)), config.batch_size, "judging samples"
     )
     samples = Judged(features, network.probabilities(features), labels)
     real = _judge_set(network, reference, np.arange(len(reference)), size, config.batch_size)
-    results = {"feature_network": network.name, **scores(network.name, samples, real, generator)}
+    results = {"feature_network": network.name, **scores(network.name, samples, real, resampling)}
     if baseline is not None:
         chosen = np.sort(generator.permutation(len(baseline))[: len(samples)])  # equal n, equal bias
         other = _judge_set(network, baseline, chosen, size, config.batch_size)

@@ -1,0 +1,162 @@
+"""What a folder holds: every artifact below it by kind, the priors, how they were made from each other."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from codeprior.artifact import MANIFEST, UNFINISHED, Manifest, read_json, read_manifest
+from codeprior.errors import InputError
+from codeprior.prior import CodebookPrior, is_prior_file
+
+METHOD_NAMES = {
+    "dcpe": "DCPE",
+    "kmeans": "k-means",
+    "kmeans++": "k-means++",
+    "kmeans++-weighted": "k-means++ by usage",
+    "balanced-kmeans": "balanced k-means",
+    "kmeans-instance": "k-means by instances",
+    "centroid": "centroid linkage",
+    "ward": "Ward linkage",
+    "complete": "complete linkage",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class PriorFile:
+    """A prior and where it lies."""
+
+    path: Path
+    prior: CodebookPrior
+
+    @property
+    def digest(self) -> str:
+        """The prior's."""
+        return self.prior.digest
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """Everything below a folder that a report can tell of; what could not be read is named in `problems`."""
+
+    folder: Path
+    manifests: list[Manifest]
+    priors: list[PriorFile]
+    problems: list[str] = field(default_factory=list)
+
+    def of(self, kind: str) -> list[Manifest]:
+        """The artifacts of a kind, by path."""
+        return [manifest for manifest in self.manifests if manifest.kind == kind]
+
+    def place(self, path: Path) -> str:
+        """A path as seen from the folder."""
+        return path.relative_to(self.folder).as_posix() if path != self.folder else path.name
+
+    @cached_property
+    def _by_digest(self) -> dict[str, Manifest]:
+        return {manifest.digest: manifest for manifest in self.manifests}
+
+    @cached_property
+    def _priors_by_digest(self) -> dict[str, PriorFile]:
+        return {prior.digest: prior for prior in self.priors}
+
+    def source(self, manifest: Manifest | None, name: str) -> Manifest | None:
+        """The artifact that another names as its input, if it lies below the folder too."""
+        return self._by_digest.get(manifest.inputs.get(name, "")) if manifest else None
+
+    def prior_of(self, manifest: Manifest) -> PriorFile | None:
+        """The prior that a checkpoint was trained with, if it lies below the folder."""
+        return self._priors_by_digest.get(manifest.inputs.get("prior", ""))
+
+    @cached_property
+    def model_labels(self) -> dict[str, str]:
+        """What each checkpoint is called, by its digest: its objective, and its place where that is not enough."""
+        models = self.of("checkpoint")
+        plain = {model.digest: _model_label(model, self.prior_of(model)) for model in models}
+        counts = Counter(plain.values())
+        return {
+            model.digest: label if counts[label] == 1 else f"{label} ({self.place(model.folder)})"
+            for model, label in zip(models, plain.values(), strict=True)
+        }
+
+    def model_of(self, manifest: Manifest) -> Manifest | None:
+        """The checkpoint that samples, or the samples of an evaluation, come from, if it lies below the folder."""
+        samples = self.source(manifest, "samples") if manifest.kind == "evaluation" else manifest
+        return self.source(samples, "checkpoint")
+
+    def model_label(self, manifest: Manifest) -> str:
+        """What a checkpoint, samples or an evaluation are of: the model's label, or their own place."""
+        model = manifest if manifest.kind == "checkpoint" else self.model_of(manifest)
+        return self.model_labels[model.digest] if model else self.place(manifest.folder)
+
+    def method_of(self, manifest: Manifest) -> str:
+        """The clustering method behind a checkpoint, samples or an evaluation; "token" for none, "" if unknown."""
+        model = manifest if manifest.kind == "checkpoint" else self.model_of(manifest)
+        return (model.results.get("method") or "token") if model else ""
+
+
+def method_name(method: str | None) -> str:
+    """A clustering method as people write it."""
+    return METHOD_NAMES.get(method or "", method or "none")
+
+
+def _model_label(model: Manifest, prior: PriorFile | None) -> str:
+    if model.results.get("objective") == "token":
+        return "plain tokens"
+    method = model.results.get("method") or (prior and prior.prior.method)
+    return f"{method_name(method)} clusters" if method else "clusters"
+
+
+def gather(folder: Path) -> Findings:
+    """Read every manifest and every prior below a folder.
+
+    Raises
+    ------
+    InputError
+        If there is no such folder, or nothing of ours below it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"no folder at {folder}; give the folder that holds the artifacts")
+    manifests: list[Manifest] = []
+    problems: list[str] = []
+    for path in sorted(folder.rglob(MANIFEST)):
+        try:
+            manifests.append(read_manifest(path.parent))
+        except InputError as error:
+            problems.append(str(error))
+    unfinished = [path.parent for path in sorted(folder.rglob(UNFINISHED)) if not (path.parent / MANIFEST).exists()]
+    problems += [f"{path.relative_to(folder)} is unfinished" for path in unfinished]
+    priors: dict[str, PriorFile] = {}
+    for path in sorted(filter(is_prior_file, folder.rglob("*.safetensors")), key=lambda path: len(path.parts)):
+        try:
+            prior = PriorFile(path, CodebookPrior.load(path))
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        priors.setdefault(prior.digest, prior)  # a checkpoint carries a copy of its prior
+    if not manifests and not priors:
+        raise InputError(f"{folder} holds no artifacts of codeprior; run `codeprior demo`, or another verb, first")
+    return Findings(folder, manifests, list(priors.values()), problems)
+
+
+def read_metrics(manifest: Manifest) -> list[dict[str, Any]]:
+    """The lines of a checkpoint's `metrics.jsonl`, a log; none if it has no such file."""
+    path = manifest.path("metrics.jsonl")
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # cut short by a full disk or a kill
+            lines.append(json.loads(line))
+    return lines
+
+
+def read_meta(manifest: Manifest) -> dict[str, Any]:
+    """What a code store says of its images: class_names, grid, image_size."""
+    meta: dict[str, Any] = read_json(manifest.path("meta.json"))
+    return meta

@@ -1,0 +1,67 @@
+"""The page: everything that was found, put into the template."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from codeprior.artifact import Manifest
+from codeprior.report import pictures, summary, tables
+from codeprior.report.gather import Findings
+from codeprior.version import VERSION
+
+TEMPLATE = "report.html"
+
+
+def render(findings: Findings, title: str) -> str:
+    """The report as one HTML page that needs no other file."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("codeprior", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(TEMPLATE).render(title=title, version=VERSION, **contents(findings))
+
+
+def contents(findings: Findings) -> dict[str, Any]:
+    """What the template shows; whatever is absent is empty."""
+    palette = pictures.colors(findings)
+    samples = _by_model(findings, findings.of("samples"), palette)
+    grids = [pictures.sample_grid(findings, manifest, palette) for manifest in samples]
+    return {
+        "headline": summary.headline(findings),
+        "sentences": summary.sentences(findings),
+        "grids": [grid for grid in grids if grid],
+        "generation": tables.generation(findings, _by_model(findings, findings.of("evaluation"), palette), palette),
+        "tests": [_test(test, palette) for test in findings.of("replacement")],
+        "priors": tables.priors(findings, palette),
+        "sizes_plot": pictures.sizes_plot(findings, palette),
+        "models": tables.models(findings, palette),
+        "loss_plots": pictures.loss_plots(findings, palette),
+        "tokenizers": tables.tokenizers(findings),
+        "codes": tables.codes(findings),
+        "classifiers": tables.classifiers(findings),
+        "timings": tables.timings(findings),
+        "versions": tables.versions(findings),
+        "settings": tables.settings(findings),
+        "problems": findings.problems,
+    }
+
+
+def _test(test: Manifest, palette: dict[str, str]) -> dict[str, Any]:
+    strips, names = pictures.replacement_strips(test)
+    return {"strips": strips, "columns": names, "table": tables.replacement(test, palette)}
+
+
+def _by_model(findings: Findings, manifests: list[Manifest], palette: dict[str, str]) -> list[Manifest]:
+    """Plain tokens first, then the methods in the order of their colours, then what is of no known model."""
+    order = ["token", *(method for method in palette if method != "token")]
+
+    def place(manifest: Manifest) -> tuple[int, str]:
+        method = findings.method_of(manifest)
+        return (order.index(method) if method in order else len(order), findings.place(manifest.folder))
+
+    return sorted(manifests, key=place)

@@ -1,0 +1,200 @@
+"""The pictures of the report, as data URIs: grids of samples, strips of replacements, plots."""
+
+from __future__ import annotations
+
+import base64
+import io
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from codeprior.artifact import Manifest
+from codeprior.errors import InputError
+from codeprior.plots import PALETTE, cluster_sizes, loss_curves
+from codeprior.report.format import number
+from codeprior.report.gather import Findings, method_name, read_meta, read_metrics
+
+TILE = 64  # pixels a side that small images are enlarged to, by a whole factor
+LARGEST_TILE = 128  # and large ones reduced to
+GAP = 4
+GRID_ROWS, GRID_COLUMNS = 12, 10
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A row of images and what it shows."""
+
+    label: str
+    note: str
+    image: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid of images, a class a row."""
+
+    title: str
+    color: str
+    rows: list[str]
+    image: str
+    note: str = ""
+
+
+def colors(findings: Findings) -> dict[str, str]:
+    """A colour for each clustering method and for plain tokens ("token"), the same in every table and plot."""
+    methods = {file.prior.method for file in findings.priors}
+    methods |= {findings.method_of(model) for model in findings.of("checkpoint")} - {"token"}
+    return dict(zip([*sorted(methods, key=_method_order), "token"], PALETTE, strict=False))
+
+
+def _method_order(method: str) -> tuple[bool, str]:
+    return method == "dcpe", method
+
+
+def mosaic(images: np.ndarray) -> str:
+    """Images (R, C, H, W, 3) uint8 side by side, gaps transparent: a data URI."""
+    n_rows, n_columns, height, width = images.shape[:4]
+    factor = max(1, TILE // max(height, width))
+    if factor > 1:
+        images = images.repeat(factor, axis=2).repeat(factor, axis=3)
+    elif max(height, width) > LARGEST_TILE:
+        flat = [_reduced(image) for image in images.reshape(-1, height, width, 3)]
+        images = np.stack(flat).reshape(n_rows, n_columns, *flat[0].shape)
+    height, width = images.shape[2:4]
+    canvas = np.zeros((n_rows * (height + GAP) - GAP, n_columns * (width + GAP) - GAP, 4), dtype=np.uint8)
+    for row in range(n_rows):
+        for column in range(n_columns):
+            top, left = row * (height + GAP), column * (width + GAP)
+            canvas[top : top + height, left : left + width, :3] = images[row, column]
+            canvas[top : top + height, left : left + width, 3] = 255
+    buffer = io.BytesIO()
+    if factor > 1:
+        Image.fromarray(canvas).save(buffer, "PNG", optimize=True)
+        return data_uri(buffer.getvalue(), "image/png")
+    Image.fromarray(canvas).save(buffer, "WEBP", quality=88, alpha_quality=100)
+    return data_uri(buffer.getvalue(), "image/webp")
+
+
+def _reduced(image: np.ndarray) -> np.ndarray:
+    scale = LARGEST_TILE / max(image.shape[:2])
+    size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """A file's content as a URI that needs no file."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def sample_grid(findings: Findings, samples: Manifest, palette: dict[str, str]) -> Grid | None:
+    """The first samples of each class (of evenly spaced classes where there are many); None if there are no images."""
+    path = samples.path("samples.npz")
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        pixels, labels = arrays["arr_0"], arrays["arr_1"] if "arr_1" in arrays.files else None
+    if labels is None:
+        labels = np.zeros(len(pixels), dtype=np.int64)
+    classes = np.unique(labels)
+    classes = classes[np.unique(np.linspace(0, len(classes) - 1, min(GRID_ROWS, len(classes))).round().astype(int))]
+    n_columns = min(GRID_COLUMNS, *(int((labels == label).sum()) for label in classes))
+    rows = np.stack([pixels[np.flatnonzero(labels == label)[:n_columns]] for label in classes])
+    names = _class_names(findings, samples)
+    return Grid(
+        findings.model_label(samples),
+        palette.get(findings.method_of(samples), ""),
+        [names[label] if label < len(names) else str(label) for label in classes],
+        mosaic(rows),
+        _scores(findings, samples),
+    )
+
+
+def _scores(findings: Findings, samples: Manifest) -> str:
+    """The scores of samples, for the line under their grid."""
+    for evaluation in findings.of("evaluation"):
+        if evaluation.inputs.get("samples") == samples.digest:
+            results = evaluation.results
+            parts = [
+                f"{name} {number(results[name])}" for name in results if name.startswith("FD[") and "_sd" not in name
+            ]
+            if results.get("class_consistency") is not None:
+                parts.insert(0, f"{100 * results['class_consistency']:.1f} % of the class asked for")
+            return " · ".join(parts)
+    return ""
+
+
+def _class_names(findings: Findings, samples: Manifest) -> list[str]:
+    codes = findings.source(findings.source(samples, "checkpoint"), "codes")
+    return [str(name).replace("_", " ") for name in read_meta(codes)["class_names"]] if codes else []
+
+
+def replacement_strips(test: Manifest) -> tuple[list[Strip], list[str]]:
+    """The examples of a replacement test, a strip a row of its table, and the class of each column."""
+    path = test.path("examples.npz")
+    if not path.exists():
+        return [], []
+    with np.load(path, allow_pickle=False) as arrays:
+        images = dict(zip(arrays["rows"].tolist(), arrays["images"], strict=True))
+        names = [str(name).replace("_", " ") for name in arrays["class_names"]]
+    rows = {row["prior"]: row for row in test.results["rows"]}
+    strips = []
+    for name, strip in images.items():
+        row = rows.get("none" if name == "reconstruction" else name)
+        label = name if row is None or row["method"] is None else f"{method_name(row['method'])}, {row['n_clusters']}"
+        note = "" if row is None else f"{number(row['psnr_db'])} dB"
+        strips.append(Strip(label, note, mosaic(strip[None])))
+    return strips, names
+
+
+def sizes_plot(findings: Findings, palette: dict[str, str]) -> str | None:
+    """Cluster sizes of the priors, a method once (with the number of clusters that most have)."""
+    chosen: dict[str, Any] = {}
+    for method in palette:
+        files = [file for file in findings.priors if file.prior.method == method]
+        if files:
+            chosen[method_name(method)] = files[0].prior.token_to_cluster
+    return _plot(lambda path: cluster_sizes(chosen, path)) if chosen else None
+
+
+def loss_plots(findings: Findings, palette: dict[str, str]) -> list[tuple[str, str]]:
+    """Losses of all models over the steps, held out and training: (description, data URI)."""
+    held_out, training = "heldout_nats_per_token", "train_nats_per_token"
+    plots = [
+        ("Loss on held-out images", _loss_plot(findings, palette, held_out, "Held-out images", smoothing=0)),
+        ("Loss on training images", _loss_plot(findings, palette, training, "Training images, with dropout")),
+    ]
+    return [(description, picture) for description, picture in plots if picture]
+
+
+def _loss_plot(
+    findings: Findings, palette: dict[str, str], key: str, title: str, smoothing: float | None = None
+) -> str | None:
+    order = list(palette)  # the plot gives its colours in this order
+    models = sorted(findings.of("checkpoint"), key=lambda model: order.index(findings.method_of(model)))
+    curves = {}
+    for model in models[: len(PALETTE)]:
+        points = [(line["step"], line[key]) for line in read_metrics(model) if line.get(key) is not None]
+        if len(points) > 1:
+            steps, values = np.array(points, dtype=np.float64).T
+            curves[findings.model_label(model)] = (steps, values)
+
+    def draw(path: Path) -> None:
+        loss_curves(curves, path, ylabel="nats per token", title=title, smoothing=smoothing)
+
+    return _plot(draw) if curves else None
+
+
+def _plot(draw: Callable[[Path], Any]) -> str | None:
+    """A plot as a data URI; None where there is nothing that could be drawn."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "plot.svg"
+        try:
+            draw(path)
+        except InputError:
+            return None
+        return data_uri(path.read_bytes(), "image/svg+xml")

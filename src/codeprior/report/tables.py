@@ -1,0 +1,280 @@
+"""The tables of the report: results as they stand in the manifests, in people's words and units."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from codeprior.artifact import Manifest, short
+from codeprior.report.format import NONE, Column, Row, Table, count, duration, number, parameters, percent
+from codeprior.report.gather import Findings, method_name
+
+STAGES = {
+    "tokenizer": "train-tokenizer",
+    "classifier": "train-classifier",
+    "codes": "encode",
+    "replacement": "reconstruct",
+    "checkpoint": "train",
+    "samples": "sample",
+    "evaluation": "evaluate",
+}
+
+
+def score_names(rows: list[dict[str, Any]], kind: str) -> list[str]:
+    """The scores of a kind ("FD", "IS") that the rows hold, in order: `FD[digits-cnn]`."""
+    names = [name for row in rows for name in row if name.startswith(f"{kind}[") and not name.endswith("_sd")]
+    return list(dict.fromkeys(names))
+
+
+def tokenizers(findings: Findings) -> Table:
+    """Tokenizers: size, quality on the images trained on, codes in use."""
+    columns = [
+        Column("Tokenizer", numeric=False),
+        Column("Parameters"),
+        Column("PSNR", "training images, dB"),
+        Column("Codes in use"),
+        Column("Training", "images a second"),
+        Column("Codebook", numeric=False),
+    ]
+    rows = []
+    for manifest in findings.of("tokenizer"):
+        r = manifest.results
+        cells = [
+            findings.place(manifest.folder),
+            parameters(r.get("n_parameters")),
+            number(r.get("train_psnr_db")),
+            used_codes(r),
+            number(r.get("images_per_s"), 0),
+            short(r.get("codebook_digest", "")),
+        ]
+        rows.append(Row(cells))
+    return Table(columns, rows).without_empty_columns()
+
+
+def used_codes(results: dict[str, Any]) -> str:
+    """Codes in use out of all: 255 of 256."""
+    used, size = results.get("codes_used"), results.get("codebook_size")
+    return NONE if used is None or size is None else f"{count(used)} of {count(size)}"
+
+
+def codes(findings: Findings) -> Table:
+    """Code stores: what was encoded and how evenly it uses the codebook."""
+    columns = [
+        Column("Codes", numeric=False),
+        Column("Images"),
+        Column("Views", "of each image"),
+        Column("Tokens", "of each view"),
+        Column("Codes in use"),
+        Column("Entropy", "nats per token"),
+        Column("Skipped", "images"),
+    ]
+    rows = []
+    for manifest in findings.of("codes"):
+        r = manifest.results
+        cells = [
+            findings.place(manifest.folder),
+            count(r.get("n_images")),
+            count(r.get("n_views")),
+            count(r.get("n_tokens")),
+            used_codes(r),
+            number(r.get("unigram_entropy_nats"), 3),
+            count(r.get("n_skipped")) if r.get("n_skipped") else NONE,
+        ]
+        rows.append(Row(cells))
+    return Table(columns, rows).without_empty_columns()
+
+
+def priors(findings: Findings, colors: dict[str, str]) -> Table:
+    """Priors: how many clusters, how unequal."""
+    columns = [
+        Column("Prior", numeric=False),
+        Column("Codes"),
+        Column("Clusters"),
+        Column("Largest", "codes"),
+        Column("Median", "codes"),
+        Column("Of one code", "clusters"),
+        Column("Dead codes"),
+        Column("Tree", numeric=False),
+        Column("File", numeric=False),
+    ]
+    rows = []
+    for file in findings.priors:
+        prior, sizes = file.prior, file.prior.sizes
+        cells = [
+            method_name(prior.method),
+            count(len(prior)),
+            count(prior.n_clusters),
+            count(int(sizes.max())),
+            number(float(np.median(sizes)), 0 if np.median(sizes) % 1 == 0 else 1),
+            count(int((sizes == 1).sum())),
+            count(int((~prior.live).sum())) if prior.usage is not None else NONE,
+            "yes" if prior.linkage is not None else "no",
+            findings.place(file.path),
+        ]
+        rows.append(Row(cells, colors.get(prior.method, "")))
+    return Table(columns, rows).without_empty_columns()
+
+
+def replacement(test: Manifest, colors: dict[str, str]) -> Table:
+    """The papers' Table VI: scores without replacement and with each prior's."""
+    results = test.results["rows"]
+    distances = score_names(results, "FD")
+    columns = [Column("Replaced by", numeric=False), Column("Clusters"), Column("PSNR", "dB ↑"), Column("SSIM", "↑")]
+    columns += [Column(name, "↓") for name in distances]
+    rows = [
+        Row(
+            [
+                replacement_label(row),
+                count(row["n_clusters"]) if row["method"] else NONE,
+                number(row["psnr_db"], 2, row.get("psnr_db_sd")),
+                number(row["ssim"], 3, row.get("ssim_sd")),
+                *[number(row.get(name), 2, row.get(f"{name}_sd")) for name in distances],
+            ],
+            colors.get(row["method"] or "", ""),
+            quiet=row["method"] is None,
+        )
+        for row in results
+    ]
+    n_seeds = max(row["n_seeds"] for row in results)
+    note = f"{count(results[0]['n_images'])} images."
+    if n_seeds > 1:
+        note += f" ± is the standard deviation over {n_seeds} random replacements, with the same tokenizer and priors."
+    return Table(columns, rows, note)
+
+
+def replacement_label(row: dict[str, Any]) -> str:
+    """What a row of the replacement test is called."""
+    return f"a random token of its {method_name(row['method'])} cluster" if row["method"] else "nothing"
+
+
+def models(findings: Findings, colors: dict[str, str]) -> Table:
+    """Transformers: size, vocabulary, likelihood."""
+    columns = [
+        Column("Model", "predicts", numeric=False),
+        Column("Vocabulary"),
+        Column("Parameters"),
+        Column("Held-out", "nats per token ↓"),
+        Column("Training", "nats per token ↓"),
+        Column("Training", "images a second"),
+    ]
+    rows = []
+    for manifest in findings.of("checkpoint"):
+        r = manifest.results
+        cells = [
+            findings.model_labels[manifest.digest],
+            count(r.get("vocab_size")),
+            parameters(r.get("n_parameters")),
+            number(r.get("heldout_nats_per_token"), 3),
+            number(r.get("train_nats_per_token"), 3),
+            number(r.get("images_per_s"), 0),
+        ]
+        rows.append(Row(cells, colors.get(findings.method_of(manifest), "")))
+    note = (
+        "Nats per token are those of the token itself for every model: to a cluster's loss the log of its size is "
+        "added, since its token is picked at random. Training runs with dropout, held-out images without."
+    )
+    return Table(columns, rows, note).without_empty_columns()
+
+
+def generation(findings: Findings, evaluations: list[Manifest], colors: dict[str, str]) -> Table:
+    """Scores of generated images, and of real images in their place."""
+    results = [manifest.results for manifest in evaluations]
+    distances, inceptions = score_names(results, "FD"), score_names(results, "IS")
+    columns = [Column("Generated by", numeric=False), Column("Class consistency", "↑")]
+    columns += [Column(name, "↓") for name in distances] + [Column(name, "↑") for name in inceptions]
+    columns.append(Column("Images"))
+
+    def cells(label: str, r: dict[str, Any], prefix: str, n_images: int | None) -> list[str]:
+        return [
+            label,
+            percent(r.get(f"{prefix}class_consistency")),
+            *[number(r.get(prefix + name), 2, r.get(f"{prefix}{name}_sd")) for name in distances],
+            *[number(r.get(prefix + name)) for name in inceptions],
+            count(n_images),
+        ]
+
+    rows = [
+        Row(
+            cells(findings.model_label(m), m.results, "", m.results.get("n_samples")),
+            colors.get(findings.method_of(m), ""),
+        )
+        for m in evaluations
+    ]
+    real = {str(sorted(_real(r).items())): r for r in results if any(key.startswith("real_") for key in r)}
+    rows += [Row(cells("real images", r, "real_", r.get("n_real")), quiet=True) for r in real.values()]
+    notes = {
+        f"Reference: {count(r.get('n_reference'))} real images. Real images: {r['real_is']}."
+        for r in real.values()
+        if "real_is" in r
+    }
+    note = " ".join(sorted(notes)) + (
+        " Scores of this network compare with each other at equal numbers of images, never with a published FID. "
+        "± is what another draw of the same images would change (bootstrap), not what another training seed would."
+    )
+    return Table(columns, rows, note.strip()).without_empty_columns()
+
+
+def _real(results: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in results.items() if name.startswith("real_")}
+
+
+def classifiers(findings: Findings) -> Table:
+    """Feature networks of ours: how good a judge each is."""
+    columns = [
+        Column("Judge", numeric=False),
+        Column("Accuracy", "held-out images"),
+        Column("Accuracy", "training images"),
+        Column("Parameters"),
+    ]
+    rows = []
+    for manifest in findings.of("classifier"):
+        r = manifest.results
+        accuracies = [percent(r.get("heldout_accuracy")), percent(r.get("train_accuracy"))]
+        rows.append(
+            Row([r.get("name", findings.place(manifest.folder)), *accuracies, parameters(r.get("n_parameters"))])
+        )
+    return Table(columns, rows).without_empty_columns()
+
+
+def timings(findings: Findings) -> list[dict[str, Any]]:
+    """Seconds of each artifact, in the order in which they were made, and their share of the longest."""
+    manifests = sorted(findings.manifests, key=lambda manifest: manifest.created)
+    longest = max((manifest.time_s for manifest in manifests), default=0) or 1
+    return [
+        {
+            "stage": STAGES.get(manifest.kind, manifest.kind),
+            "place": findings.place(manifest.folder),
+            "time": duration(manifest.time_s),
+            "share": f"{100 * manifest.time_s / longest:.1f}",
+        }
+        for manifest in manifests
+    ]
+
+
+def settings(findings: Findings) -> list[dict[str, Any]]:
+    """What each artifact was made with: settings, digests of its inputs, its own, versions."""
+    described = []
+    for manifest in findings.manifests:
+        inputs = {name: short(digest) for name, digest in manifest.inputs.items()}
+        described.append(
+            {
+                "place": findings.place(manifest.folder),
+                "stage": STAGES.get(manifest.kind, manifest.kind),
+                "seed": manifest.settings.get("seed"),
+                "settings": {name: str(value) for name, value in manifest.settings.items()},
+                "inputs": inputs,
+                "digest": short(manifest.digest),
+            }
+        )
+    return described
+
+
+def versions(findings: Findings) -> dict[str, str]:
+    """Versions and machine, each once; several where artifacts were made with several."""
+    found: dict[str, list[str]] = {}
+    for manifest in findings.manifests:
+        for name, value in manifest.environment.items():
+            if str(value) not in found.setdefault(name, []):
+                found[name].append(str(value))
+    return {name: ", ".join(values) for name, values in found.items()}
