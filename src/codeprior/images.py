@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +27,7 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".p
 N_VIEWS = {"centre": 1, "flip": 2, "shift": 5}
 _PARQUET_IN_MEMORY_BYTES = 2 * 2**30
 _CHECKED_AT_ONCE = 256
+_THREADED_SIDE = 128  # smaller images are read faster than threads are started
 _SHARD = re.compile(r"(.+)-\d+-of-\d+")
 
 Opener = Callable[[int], Image.Image]
@@ -56,10 +57,11 @@ class ImageSet:
 
     def read_many(self, indices: Sequence[int] | np.ndarray, image_size: int) -> np.ndarray:
         """Some images: uint8 (n, image_size, image_size, 3)."""
-        images = np.empty((len(indices), image_size, image_size, 3), dtype=np.uint8)
-        for row, index in enumerate(indices):
-            images[row] = self.read(int(index), image_size)
-        return images
+        read = partial(self.read, image_size=image_size)
+        if image_size < _THREADED_SIDE:
+            return np.stack([read(int(index)) for index in indices])
+        with ThreadPoolExecutor(resolve_threads()) as pool:
+            return np.stack(list(pool.map(read, (int(index) for index in indices))))
 
 
 def open_images(data: str, *, bad_images: str = "refuse", seed: int = 0) -> ImageSet:
@@ -235,7 +237,7 @@ def _open_parquet(path: Path, files: list[Path], bad_images: str) -> ImageSet:
         with lock:
             cell = read_group(number)[index - int(starts[number])]
         encoded = cell["bytes"] if isinstance(cell, dict) else cell
-        return _decode(io.BytesIO(encoded or b""), f"{path.name} row {index}")
+        return _decode(encoded or b"", f"{path.name} row {index}")
 
     names = _feature_names(tables[0].schema_arrow.metadata)
     digest = digest_json([digest_file(file) for file in files])
@@ -253,7 +255,7 @@ def _feature_names(metadata: dict[bytes, bytes] | None) -> tuple[str, ...]:
 def _open_npz(path: Path) -> ImageSet:
     """ADM's batch format: `arr_0` uint8 (N, H, W, 3) and, if there are labels, `arr_1` (N,)."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             pixels = arrays["arr_0"]
             labels = arrays["arr_1"] if "arr_1" in arrays.files else np.zeros(len(pixels), np.int64)
     except Exception as error:  # zip, header and key errors of a damaged or foreign file
@@ -281,11 +283,12 @@ def _check_labels(
 # -- bad images --
 
 
-def _decode(source: Path | io.BytesIO, name: str) -> Image.Image:
+def _decode(source: Path | bytes, name: str) -> Image.Image:
     try:
+        encoded = source.read_bytes() if isinstance(source, Path) else source
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which does not touch the pixels
-            image = Image.open(source)
+            image = Image.open(io.BytesIO(encoded))
             image.load()
             return image
     except Exception as error:  # the decoders raise many types, struct.error and SyntaxError among them
