@@ -187,15 +187,8 @@ def dendrogram(
         axes.set(title=f"Tree of clusters: {shown}", xlabel="codes in each branch", ylabel="mean distance at the merge")
         if height_of_cut is not None:
             axes.axhline(height_of_cut, color=BLACK, linewidth=1, linestyle=(0, (4, 3)))
-            axes.annotate(
-                f"{n_clusters:,} clusters",
-                (1, height_of_cut),
-                xycoords=axes.get_yaxis_transform(),
-                xytext=(0, 4),
-                textcoords="offset points",
-                ha="right",
-                fontsize=9,
-            )
+            text = f"{n_clusters:,}\nclusters"
+            axes.annotate(text, (1.01, height_of_cut), xycoords=axes.get_yaxis_transform(), va="center", fontsize=9)
         axes.grid(axis="y", color=PALE, linewidth=0.6)
     return _finish(fig, path)
 
@@ -328,7 +321,7 @@ def image_grid(
         if column_labels:  # no wider than their columns
             head_points *= min(1.0, cell_width / max(1.0, *(_text_width(text, head_points) for text in column_labels)))
         line = round(15 * DPI / 72)
-        margin = max(2 * gap, *(round(_text_width(label, 10)) + 4 * gap for label in row_labels if label), 0)
+        margin = max(2 * gap, *(round(_text_width(label, 10)) + 6 * gap for label in row_labels if label), 0)
         head = round(line * ((title is not None) * 1.4 + (column_labels is not None)))
         title_width = _text_width(title, 11, "bold") if title else 0
         total_width = max(margin + width, gap + round(title_width)) + 2 * gap
@@ -341,7 +334,7 @@ def image_grid(
 
         place = (margin / total_width, gap / total_height, width / total_width, height / total_height)
         axes = fig.add_axes(place)
-        axes.imshow(canvas, interpolation="nearest", aspect="auto", cmap="gray", vmin=0, vmax=255)
+        axes.imshow(canvas, interpolation="nearest", aspect="auto")
         axes.set_axis_off()
         top_of_images = head + gap
         for top, label in zip(tops, row_labels, strict=True):
@@ -490,14 +483,14 @@ def _cluster_colours(tree: _Tree, cut: float | None) -> dict[int, str]:
 def _tile(images: np.ndarray, factor: int, gap: int) -> tuple[np.ndarray, list[int], list[int]]:
     """Enlarge images by a whole factor and put them on white; gives the picture, the rows' tops and columns' lefts."""
     images = images.repeat(factor, axis=2).repeat(factor, axis=3)
-    n_rows, n_columns, height, width, channels = images.shape
+    n_rows, n_columns, height, width, _ = images.shape
     tops = [row * (height + gap) for row in range(n_rows)]
     lefts = [column * (width + gap) for column in range(n_columns)]
-    canvas = np.full((tops[-1] + height, lefts[-1] + width, channels), 255, dtype=np.uint8)
+    canvas = np.full((tops[-1] + height, lefts[-1] + width, 3), 255, dtype=np.uint8)
     for row, top in enumerate(tops):
         for column, left in enumerate(lefts):
             canvas[top : top + height, left : left + width] = images[row, column]
-    return (canvas[..., 0] if channels == 1 else canvas), tops, lefts
+    return canvas, tops, lefts
 
 
 def _exponential_mean(steps: np.ndarray, values: np.ndarray, span: float) -> np.ndarray:
