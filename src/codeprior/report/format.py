@@ -58,6 +58,11 @@ def number(value: float | None, digits: int = 2, sd: float | None = None) -> str
     return f"{value:.{digits}f}" + (f" ± {sd:.{digits}f}" if sd is not None else "")
 
 
+def score(value: float | None, sd: float | None = None) -> str:
+    """A Fréchet distance: two decimals, three below 1, where differences are small too."""
+    return number(value, 2 if value is None or abs(value) >= 1 else 3, sd)
+
+
 def percent(value: float | None, digits: int = 1) -> str:
     """A share: 95.0 %."""
     return NONE if value is None else f"{100 * value:.{digits}f} %"

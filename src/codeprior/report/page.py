@@ -33,13 +33,13 @@ def contents(findings: Findings) -> dict[str, Any]:
     grids = [pictures.sample_grid(findings, manifest, palette) for manifest in samples]
     return {
         "headline": summary.headline(findings),
-        "sentences": summary.sentences(findings),
+        "findings": summary.findings_in_words(findings),
         "grids": [grid for grid in grids if grid],
         "generation": tables.generation(findings, _by_model(findings, findings.of("evaluation"), palette), palette),
         "tests": [_test(test, palette) for test in findings.of("replacement")],
         "priors": tables.priors(findings, palette),
         "sizes_plot": pictures.sizes_plot(findings, palette),
-        "models": tables.models(findings, palette),
+        "models": tables.models(findings, _by_model(findings, findings.of("checkpoint"), palette), palette),
         "loss_plots": pictures.loss_plots(findings, palette),
         "tokenizers": tables.tokenizers(findings),
         "codes": tables.codes(findings),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -11,20 +11,34 @@ from typing import Any
 import numpy as np
 
 from codeprior.artifact import Manifest
-from codeprior.report.format import count, duration, listing, number, percent
+from codeprior.report.format import count, duration, listing, number, percent, score
 from codeprior.report.gather import Findings, method_name, read_meta
 from codeprior.report.tables import score_names
 
 CLEAR = 2.0  # standard deviations of a difference, below which it is called none
 
 
+_TOKENS = "the choice of the random tokens"
+_IMAGES = "another draw of the images"
+_REAL = "real images in their place"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A result in words."""
+
+    topic: str
+    text: str
+
+
 @dataclass(frozen=True)
 class Score:
-    """A method's score with the spread that is known of it."""
+    """A method's score with the spread that is known of it; `several` where it is the mean over trained models."""
 
     name: str
     value: float
     sd: float | None = None
+    several: bool = False
 
 
 def headline(findings: Findings) -> str:
@@ -45,27 +59,26 @@ def headline(findings: Findings) -> str:
     return " · ".join(parts)
 
 
-def sentences(findings: Findings) -> list[str]:
-    """The findings: tokenizer, replacement, likelihood, generation, and how far to trust them."""
-    said = [*_tokenizer(findings), *_replacement(findings), *_likelihood(findings), *_generation(findings)]
-    return [sentence for sentence in said if sentence]
+def findings_in_words(findings: Findings) -> list[Finding]:
+    """What came out: tokenizer, replacement, likelihood, generation, and how far to trust it."""
+    return [*_tokenizer(findings), *_replacement(findings), *_likelihood(findings), *_generation(findings)]
 
 
-def _tokenizer(findings: Findings) -> list[str]:
+def _tokenizer(findings: Findings) -> list[Finding]:
     said = []
     for manifest in findings.of("tokenizer"):
         r = manifest.results
-        if r.get("codes_used") is None or r.get("train_psnr_db") is None:
-            continue
-        used = "all" if r["codes_used"] == r["codebook_size"] else f"{count(r['codes_used'])}"
-        said.append(
-            f"The tokenizer rebuilds its training images at {number(r['train_psnr_db'], 1)} dB and uses {used} of its "
-            f"{count(r['codebook_size'])} codes."
-        )
+        if r.get("codes_used") is not None and r.get("train_psnr_db") is not None:
+            used = "all" if r["codes_used"] == r["codebook_size"] else count(r["codes_used"])
+            text = (
+                f"Rebuilds its training images at {number(r['train_psnr_db'], 1)} dB PSNR and uses {used} of its "
+                f"{count(r['codebook_size'])} codes."
+            )
+            said.append(Finding("Tokenizer", text))
     return said if len(said) == 1 else []
 
 
-def _replacement(findings: Findings) -> list[str]:
+def _replacement(findings: Findings) -> list[Finding]:
     said = []
     for test in findings.of("replacement"):
         rows = test.results["rows"]
@@ -75,118 +88,110 @@ def _replacement(findings: Findings) -> list[str]:
             if row["method"]:
                 by_k[row["n_clusters"]].append(row)
         for n_clusters, group in sorted(by_k.items(), reverse=True):
-            said.append(_replacement_at(n_clusters, group, none))
+            said.append(Finding("Replacement", _replacement_at(n_clusters, group, none)))
     return said
 
 
 def _replacement_at(n_clusters: int, rows: list[dict[str, Any]], none: dict[str, Any] | None) -> str:
-    scores = _ranked([Score(method_name(r["method"]), r["psnr_db"], r.get("psnr_db_sd")) for r in rows], best=max)
-    costs = listing([f"to {number(s.value)} dB with {s.name}" for s in scores])
-    before = f" from {number(none['psnr_db'])} dB" if none else ""
-    text = f"Replacing every token by a random one of its cluster lowers PSNR{before} {costs} ({n_clusters} clusters)."
-    if len(scores) > 1:
-        text += " " + _lead(scores, " dB", 2, "the choice of the random tokens")
+    ranked = _ranked([Score(method_name(r["method"]), r["psnr_db"], r.get("psnr_db_sd")) for r in rows], highest=True)
+    costs = listing([f"to {number(s.value)} dB with {s.name}" for s in ranked])
+    start = f" from {number(none['psnr_db'])} dB" if none else ""
+    said = [
+        f"With each token a random one of its cluster, {count(n_clusters)} clusters, PSNR falls{start} {costs}.",
+        _lead(ranked, lambda gap: f"{number(gap)} dB", _TOKENS),
+    ]
     for name in score_names(rows, "FD"):
-        pairs = [Score(method_name(r["method"]), r[name], r.get(f"{name}_sd")) for r in rows if name in r]
-        if len(pairs) > 1:
-            ranked = _ranked(pairs, best=min)
-            values = listing([f"{s.name} {number(s.value)}" for s in ranked])
-            text += f" In {name} the order is {'the same' if _same(scores, ranked) else 'another'}: {values}."
-    return text
+        scores = [Score(method_name(r["method"]), r[name], r.get(f"{name}_sd")) for r in rows if name in r]
+        before = none.get(name) if none else None
+        said.append(_values(name, _ranked(scores), score, before, "without replacement"))
+        said.append(_lead(_ranked(scores), _distance_gap(scores), _TOKENS))
+    return " ".join(filter(None, said))
 
 
-def _likelihood(findings: Findings) -> list[str]:
+def _likelihood(findings: Findings) -> list[Finding]:
     models = [m for m in findings.of("checkpoint") if m.results.get("heldout_nats_per_token") is not None]
-    grouped = _grouped([(_family(m), m.results["heldout_nats_per_token"]) for m in models])
-    if len(grouped) < 2:
+    ranked = _ranked(_grouped([(_family(findings, m), m.results["heldout_nats_per_token"]) for m in models]))
+    if len(ranked) < 2:
         return []
-    ranked = _ranked(grouped, best=min)
-    values = listing([f"{s.name} {number(s.value, 3)}{_spread(s, 3)}" for s in ranked])
-    text = f"Held-out nats per token, lower is better: {values}."
+    values = listing([f"{s.name} {number(s.value, 3, s.sd)}" for s in ranked])
+    text = f"Nats per token on held-out images, lower is better: {values}."
     if {m.results.get("objective") for m in models} == {"token", "cluster"}:
         text += (
-            " Models of clusters are charged for leaving the token to chance, so this favours plain tokens; among "
+            " Models of clusters are charged for leaving the token to chance, which favours plain tokens; among "
             "themselves they compare."
         )
-    return [text]
+    return [Finding("Likelihood", text)]
 
 
-def _generation(findings: Findings) -> list[str]:
+def _generation(findings: Findings) -> list[Finding]:
     evaluations = findings.of("evaluation")
-    said, leaders = [], {}
-    consistent = _scores_of(findings, evaluations, "class_consistency")
+    said = []
+    consistent = _ranked(_scores_of(findings, evaluations, "class_consistency"), highest=True)
     if consistent:
-        ranked = _ranked(consistent, best=max)
-        leaders["class consistency"] = ranked
         real = _real(evaluations, "class_consistency")
-        values = listing([f"{s.name} {percent(s.value)}" for s in ranked])
-        said.append(
-            f"Share of generated images that the judge takes for the class asked for: {values}"
-            + (f"; of real images {percent(real)}." if real is not None else ".")
-        )
-    for name in score_names([m.results for m in evaluations], "FD"):
-        ranked = _ranked(_scores_of(findings, evaluations, name), best=min)
-        leaders[name] = ranked
-        real = _real(evaluations, name)
-        values = listing([f"{s.name} {number(s.value)}" for s in ranked])
-        said.append(
-            f"{name}, lower is better: {values}"
-            + (f"; real images in their place score {number(real)}." if real is not None else ".")
-        )
-    if any(len(ranked) > 1 for ranked in leaders.values()):
-        said.append(_verdict(leaders) + " " + _caveat(evaluations, findings))
+        text = _values("Images that the judge takes for the class asked for", consistent, percent, real, _REAL)
+        lead = _lead(consistent, lambda gap: f"{100 * gap:.1f} points", _IMAGES)
+        said.append(Finding("Class consistency", f"{text} {lead}".strip()))
+    for name in score_names([manifest.results for manifest in evaluations], "FD"):
+        ranked = _ranked(_scores_of(findings, evaluations, name))
+        text = _values(f"{name}, lower is better", ranked, score, _real(evaluations, name), _REAL)
+        said.append(Finding("Fréchet distance", f"{text} {_lead(ranked, _distance_gap(ranked), _IMAGES)}".strip()))
+    if len({_family(findings, manifest) for manifest in evaluations}) > 1:
+        said.append(Finding("How sure", _caveat(findings, evaluations)))
     return said
 
 
-def _verdict(leaders: dict[str, list[Score]]) -> str:
-    leads = [_lead_in(name, ranked) for name, ranked in leaders.items() if len(ranked) > 1]
-    return f"{'; '.join(leads)}."
+def _values(
+    title: str, ranked: Sequence[Score], show: Callable[[float], str], compared: float | None, with_what: str
+) -> str:
+    values = listing([f"{s.name} {show(s.value)}{f' ± {show(s.sd)}' if s.several and s.sd else ''}" for s in ranked])
+    return f"{title}: {values}" + (f" ({with_what}: {show(compared)})." if compared is not None else ".")
 
 
-def _lead_in(name: str, ranked: Sequence[Score]) -> str:
+def _lead(ranked: Sequence[Score], show: Callable[[float], str], cause: str) -> str:
+    """Who leads by how much, and whether that is more than chance explains; nothing where there is no second."""
+    if len(ranked) < 2:
+        return ""
     first, second = ranked[:2]
-    clear = _clear(first, second)
-    how = {True: "clearly ahead of", False: "level with", None: "ahead of"}[clear]
-    return f"In {name} {first.name} is {how} {second.name}"
-
-
-def _lead(ranked: Sequence[Score], unit: str, digits: int, cause: str) -> str:
-    """Who leads, by how much, and whether that is more than chance explains."""
-    first, second = ranked[:2]
-    gap, clear = abs(first.value - second.value), _clear(first, second)
-    if clear is False:
-        return (
-            f"The {number(gap, digits)}{unit} between {first.name} and {second.name} are within what {cause} explains."
-        )
-    more = f", more than {cause} explains" if clear else ""
-    return f"{first.name} leads by {number(gap, digits)}{unit}{more}."
-
-
-def _clear(first: Score, second: Score) -> bool | None:
-    """Whether two scores differ by more than their spreads explain; None where no spread is known."""
+    gap = abs(first.value - second.value)
     if first.sd is None or second.sd is None:
-        return None
-    return abs(first.value - second.value) > CLEAR * sqrt(first.sd**2 + second.sd**2)
+        return f"{_capital(first.name)} leads by {show(gap)}; the spread is not known."
+    if gap > CLEAR * sqrt(first.sd**2 + second.sd**2):
+        return f"{_capital(first.name)} leads by {show(gap)}, more than {cause} explains."
+    return f"{_capital(first.name)} and {second.name} differ by {show(gap)}, no more than {cause} explains."
 
 
-def _caveat(evaluations: list[Manifest], findings: Findings) -> str:
+def _distance_gap(scores: Sequence[Score]) -> Callable[[float], str]:
+    """Shows a difference with the digits of what it is between."""
+    digits = 2 if max(s.value for s in scores) >= 1 else 3
+    return lambda gap: number(gap, digits)
+
+
+def _capital(name: str) -> str:
+    return name if name.startswith("k-") else name[:1].upper() + name[1:]
+
+
+def _caveat(findings: Findings, evaluations: list[Manifest]) -> str:
     """How many trainings stand behind each score."""
-    trained = defaultdict(set)
+    trained: dict[str, set[str]] = defaultdict(set)
     for manifest in evaluations:
-        trained[_family_of(findings, manifest)].add(findings.model_label(manifest))
+        trained[_family(findings, manifest)].add(findings.model_label(manifest))
     fewest = min(len(labels) for labels in trained.values())
     if fewest > 1:
-        return f"Each is the mean over at least {fewest} trained models; ± is their spread."
-    return "Each model was trained once, and another seed may well change the order: take it as a lead, not a result."
+        return f"Each score is the mean over {fewest} or more trained models, ± their spread."
+    return (
+        "Each model was trained once, and another seed moves such scores too, often by more than another draw of the "
+        "images does: take the order as a lead, not as a result."
+    )
 
 
 def _scores_of(findings: Findings, evaluations: list[Manifest], name: str) -> list[Score]:
     """A score of each method; of several models of one method the mean and the spread."""
     values = [(m, m.results[name]) for m in evaluations if m.results.get(name) is not None]
-    grouped = _grouped([(_family_of(findings, m), value) for m, value in values])
+    grouped = _grouped([(_family(findings, m), value) for m, value in values])
     if len(grouped) < len(values):
         return grouped
-    return [Score(_family_of(findings, m), value, _own_sd(m.results, name)) for m, value in values]
+    return [Score(_family(findings, m), value, _own_sd(m.results, name)) for m, value in values]
 
 
 def _own_sd(results: dict[str, Any], name: str) -> float | None:
@@ -203,18 +208,15 @@ def _grouped(values: Sequence[tuple[str, float]]) -> list[Score]:
     for name, value in values:
         groups[name].append(value)
     return [
-        Score(name, float(np.mean(group)), float(np.std(group, ddof=1)) if len(group) > 1 else None)
+        Score(name, float(np.mean(group)), float(np.std(group, ddof=1)) if len(group) > 1 else None, len(group) > 1)
         for name, group in groups.items()
     ]
 
 
-def _family(model: Manifest) -> str:
-    return "plain tokens" if model.results.get("objective") == "token" else method_name(model.results.get("method"))
-
-
-def _family_of(findings: Findings, manifest: Manifest) -> str:
-    model = findings.model_of(manifest)
-    return _family(model) if model else findings.place(manifest.folder)
+def _family(findings: Findings, manifest: Manifest) -> str:
+    """The method behind a checkpoint or an evaluation, whatever its seed; its place where that is unknown."""
+    method = findings.method_of(manifest)
+    return {"token": "plain tokens", "": findings.place(manifest.folder)}.get(method, method_name(method))
 
 
 def _real(evaluations: list[Manifest], name: str) -> float | None:
@@ -223,13 +225,6 @@ def _real(evaluations: list[Manifest], name: str) -> float | None:
     return values[0] if len(values) == 1 else None
 
 
-def _ranked(scores: Sequence[Score], best: Any) -> list[Score]:
-    return sorted(scores, key=lambda score: score.value, reverse=best is max)
-
-
-def _same(a: Sequence[Score], b: Sequence[Score]) -> bool:
-    return [score.name for score in a] == [score.name for score in b]
-
-
-def _spread(score: Score, digits: int) -> str:
-    return "" if score.sd is None else f" ± {number(score.sd, digits)}"
+def _ranked(scores: Sequence[Score], *, highest: bool = False) -> list[Score]:
+    """Best first."""
+    return sorted(scores, key=lambda score: score.value, reverse=highest)
