@@ -33,7 +33,7 @@ ORDER = [
     "train",
     "generate",
     "reconstruct",
-    "report",
+    "report.",
     "inspection",
     "demo",
     "doctor",

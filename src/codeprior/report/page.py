@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import codeprior.report.pictures as pictures
+import codeprior.report.summary as summary
+import codeprior.report.tables as tables
 from codeprior.artifact import Manifest
-from codeprior.report import pictures, summary, tables
 from codeprior.report.gather import Findings
 from codeprior.version import VERSION
 

@@ -253,7 +253,7 @@ def settings(findings: Findings) -> list[dict[str, Any]]:
             "stage": STAGES.get(manifest.kind, manifest.kind),
             "place": findings.place(manifest.folder),
             "seed": manifest.settings.get("seed"),
-            "settings": {name: str(value) for name, value in manifest.settings.items()},
+            "settings": {name: _brief(value) for name, value in manifest.settings.items()},
             "inputs": {name: short(digest) for name, digest in manifest.inputs.items()},
             "digest": short(manifest.digest),
         }
@@ -264,13 +264,17 @@ def settings(findings: Findings) -> list[dict[str, Any]]:
             "stage": "extract",
             "place": findings.place(file.path),
             "seed": file.prior.seed,
-            "settings": {name: str(value) for name, value in file.prior.parameters.items()},
+            "settings": {name: _brief(value) for name, value in file.prior.parameters.items()},
             "inputs": {"codebook": short(file.prior.codebook_digest)},
             "digest": short(file.digest),
         }
         for file in findings.priors
     ]
     return described
+
+
+def _brief(value: Any) -> str:
+    return short(value) if isinstance(value, str) and value.startswith("sha256:") else str(value)
 
 
 def _by_age(findings: Findings) -> list[Manifest]:
