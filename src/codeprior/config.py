@@ -92,7 +92,7 @@ class TrainTokenizerConfig(ImagesConfig, MakeConfig):
     """Optimizer steps."""
     batch_size: int = 64
     """Images a step."""
-    lr: float = 1.5e-3
+    lr: float = 3e-3
     """Peak learning rate of AdamW, decayed by a cosine."""
     commitment: float = 0.25
     """Weight of the commitment loss."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from codeprior.artifact import read_json, read_manifest, write_json
 from codeprior.codebook import Codebook
 from codeprior.device import resolve_device
 from codeprior.errors import InputError
+from codeprior.tokenizers.gigatok import GigaTok, GigaTokConfig, GigaTokTokenizer
 from codeprior.tokenizers.protocol import Tokenizer
 from codeprior.tokenizers.vqgan import VQGAN, VQGANConfig
 
@@ -61,38 +65,58 @@ def load_tokenizer(folder: Path | str, device: torch.device | str = "cpu") -> To
         If the folder is absent, unfinished, damaged, or its weights do not fit its configuration.
     """
     manifest = read_manifest(folder, "tokenizer")
-    record = read_json(manifest.path(CONFIG))
-    image_size = int(record.pop("image_size", 0))
-    names = {field.name for field in fields(VQGANConfig)}
-    if not image_size or set(record) != names:
-        raise InputError(f"{manifest.path(CONFIG)} must hold image_size, {', '.join(sorted(names))}")
-    config = VQGANConfig(**{**record, "multipliers": tuple(record["multipliers"])})
-    model = VQGAN(config)
-    load_weights(model, manifest.path(WEIGHTS))
+    with torch.device("meta"):  # the file's tensors become the model's; nothing is initialised for nothing
+        tokenizer = _build(read_json(manifest.path(CONFIG)), manifest.path(CONFIG), manifest.digest)
+    load_weights(tokenizer.model, manifest.path(WEIGHTS))
     target = resolve_device(device) if isinstance(device, str) else device
-    return VQGANTokenizer(model.eval().requires_grad_(False).to(target), image_size, manifest.digest)
+    tokenizer.model.eval().requires_grad_(False).to(target)
+    return tokenizer
 
 
-def save_config(folder: Path, config: VQGANConfig, image_size: int) -> None:
+def _build(record: dict[str, Any], path: Path, digest: str) -> VQGANTokenizer | GigaTokTokenizer:
+    family = record.pop("family", "vqgan")
+    if family == "vqgan":
+        image_size = int(record.pop("image_size", 0))
+        names = {field.name for field in fields(VQGANConfig)}
+        if not image_size or set(record) != names:
+            raise InputError(f"{path} must hold image_size, {', '.join(sorted(names))}")
+        config = VQGANConfig(**{**record, "multipliers": tuple(record["multipliers"])})
+        return VQGANTokenizer(VQGAN(config), image_size, digest)
+    if family == "gigatok":
+        names = {field.name for field in fields(GigaTokConfig)}
+        if set(record) != names:
+            raise InputError(f"{path} must hold family, {', '.join(sorted(names))}")
+        return GigaTokTokenizer(GigaTok(GigaTokConfig(**record)), digest)
+    raise InputError(f"{path}: family must be vqgan or gigatok, got {family}")
+
+
+def save_config(folder: Path, config: VQGANConfig | GigaTokConfig, image_size: int) -> None:
     """Write what `load_tokenizer` needs besides the weights."""
-    write_json(folder / CONFIG, {**asdict(config), "image_size": image_size})
+    family = {"family": "gigatok"} if isinstance(config, GigaTokConfig) else {}
+    write_json(folder / CONFIG, {**family, **asdict(config), "image_size": image_size})
 
 
-def load_weights(model: VQGAN, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path) -> None:
     """Read weights strictly: every name and shape must agree."""
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"cannot read {path}: {error}; is the file complete?") from error
-    weights.pop("quantize.codebook_used", None)  # LlamaGen's buffer of recently used codes, which training alone needs
+    fit_weights(model, weights, str(path))
+
+
+def fit_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], source: str) -> None:
+    """Give a model these weights, which may replace tensors on the meta device; every name and shape must agree."""
+    # `codebook_used`, LlamaGen's buffer of recently used codes, serves training alone.
+    weights = {name: tensor for name, tensor in weights.items() if name != "quantize.codebook_used"}
     own = model.state_dict()
     missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     if missing or unexpected:
-        raise InputError(f"{path} does not fit: missing {_some(missing)}; unexpected {_some(unexpected)}")
+        raise InputError(f"{source} does not fit: missing {_some(missing)}; unexpected {_some(unexpected)}")
     misshapen = [name for name in own if own[name].shape != weights[name].shape]
     if misshapen:
-        raise InputError(f"{path} does not fit: other shapes of {_some(misshapen)}")
-    model.load_state_dict(weights)
+        raise InputError(f"{source} does not fit: other shapes of {_some(misshapen)}")
+    model.load_state_dict({name: weights[name].to(own[name].dtype) for name in own}, assign=True)
 
 
 def _some(names: list[str]) -> str:

@@ -273,6 +273,6 @@ PRESETS = {  # parameters with a codebook of 16384 x 8: 71,883,403 and 70,109,83
     #                         channels  multipliers      blocks  decoder  z
     "VQ-16":     VQGANConfig(128, (1, 1, 2, 2, 4), 2, 3, 256),
     "VQ-8":      VQGANConfig(128, (1, 2, 2, 4),    2, 3, 256),
-    "VQ-4-tiny": VQGANConfig(32,  (1, 2, 2),       1, 1, 64, 256, attention=False, norm_groups=8),
+    "VQ-4-tiny": VQGANConfig(16,  (1, 2, 4),       1, 1, 64, 256, attention=False, norm_groups=8),
 }
 # fmt: on
