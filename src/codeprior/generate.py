@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor
 
 from codeprior.artifact import Workspace, write_atomically
@@ -25,6 +24,7 @@ from codeprior.config import SampleConfig
 from codeprior.device import resolve_device
 from codeprior.errors import InputError
 from codeprior.model import KVCache, Transformer
+from codeprior.plots import image_grid
 from codeprior.progress import track
 from codeprior.tokenizers import Tokenizer, load_tokenizer, to_pixels
 
@@ -32,7 +32,7 @@ SAMPLES = "samples.npz"
 GRID = "grid.png"
 _PARTS = "parts"
 _ROWS_WRITTEN_AT_ONCE = 1024
-_GRID_ROWS, _GRID_COLUMNS, _GRID_SIDE = 20, 10, 64
+_GRID_ROWS, _GRID_COLUMNS = 20, 10
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def sample_tokens(probs: Tensor, uniforms: Tensor) -> Tensor:
     The distribution function ends in exactly 1, so a token of probability 0 is never drawn.
     """
     cdf = probs.double().cumsum(-1)
-    return torch.searchsorted(cdf / cdf[:, -1:], uniforms.double()[:, None], right=True)[:, 0]
+    return torch.searchsorted(cdf / cdf[:, -1:], uniforms.double()[:, None].contiguous(), right=True)[:, 0]
 
 
 def guide(logits: Tensor, scale: float) -> Tensor:
@@ -283,24 +283,8 @@ def _chunks(indices: np.ndarray) -> Iterator[np.ndarray]:
 def _write_grid(path: Path, parts: _Parts, class_names: tuple[str, ...]) -> None:
     """A picture of the first samples of (up to 20) classes: one row a class."""
     n_classes = len(class_names)
-    shown = np.unique(np.linspace(0, n_classes - 1, min(n_classes, _GRID_ROWS)).astype(int))
     n_columns = max(1, min(_GRID_COLUMNS, len(parts) // n_classes))
+    shown = np.unique(np.linspace(0, min(n_classes, len(parts)) - 1, _GRID_ROWS).astype(int))
     indices = shown[:, None] + n_classes * np.arange(n_columns)
-    shown, indices = shown[indices[:, -1] < len(parts)], indices[indices[:, -1] < len(parts)]
     rows = parts.take(indices.ravel()).reshape(*indices.shape, *parts.arrays[0].shape[1:])
-    with write_atomically(path) as temporary:
-        _draw_grid(rows, [class_names[c] for c in shown]).save(temporary, format="png")
-
-
-def _draw_grid(rows: np.ndarray, names: list[str]) -> Image.Image:
-    """Images uint8 (rows, columns, H, W, 3), enlarged without smoothing, with a name before each row."""
-    n_rows, n_columns, height, width, _ = rows.shape
-    scale, gap, margin = max(1, _GRID_SIDE // height), 2, 100
-    canvas = Image.new("RGB", (margin + n_columns * (width * scale + gap), n_rows * (height * scale + gap)), "white")
-    for r, name in enumerate(names):
-        top = r * (height * scale + gap)
-        ImageDraw.Draw(canvas).text((4, top + height * scale // 2 - 5), name[:16], fill="black")
-        for c in range(n_columns):
-            large = rows[r, c].repeat(scale, axis=0).repeat(scale, axis=1)
-            canvas.paste(Image.fromarray(large), (margin + c * (width * scale + gap), top))
-    return canvas
+    image_grid(rows, [class_names[c] for c in shown], path)

@@ -1,0 +1,26 @@
+import pytest
+import torch
+
+from codeprior.device import resolve_device, resolve_precision
+from codeprior.errors import InputError
+
+
+def test_auto_is_cuda_where_there_is_one():
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_cpu_is_the_cpu():
+    assert resolve_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "meta", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(name):
+    with pytest.raises(InputError):
+        resolve_device(name)
+
+
+def test_a_named_precision_is_taken_and_auto_is_one_of_them():
+    cpu = torch.device("cpu")
+    assert resolve_precision("fp32", cpu) == "fp32"
+    assert resolve_precision("bf16", cpu) == "bf16"
+    assert resolve_precision("auto", cpu) in ("fp32", "bf16")

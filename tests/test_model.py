@@ -1,0 +1,144 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from codeprior.errors import InputError
+from codeprior.losses import cross_entropy_nats
+from codeprior.model import ModelConfig, Transformer, model_config, rotate, rotation_table
+
+GOLDEN = Path(__file__).parent / "golden"
+RECORDED_CONFIG = ModelConfig(
+    dim=64, n_layers=2, n_heads=4, vocab_size=128, n_classes=10, grid=(4, 4), ffn_multiple=32
+)  # LlamaGen ce98ec4 on PyTorch 2.13, CPU, float32
+
+
+@pytest.fixture(scope="module")
+def recorded() -> dict[str, torch.Tensor]:
+    with np.load(GOLDEN / "llamagen_c2i_tiny_io.npz") as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+@pytest.fixture(scope="module")
+def original() -> Transformer:
+    model = Transformer(RECORDED_CONFIG)
+    model.load_state_dict(load_file(GOLDEN / "llamagen_c2i_tiny.safetensors"))
+    return model.eval()
+
+
+def on_meta(name: str, vocab_size: int = 16384) -> Transformer:
+    with torch.device("meta"):
+        return Transformer(model_config(name, vocab_size=vocab_size, n_classes=1000, grid=(16, 16)))
+
+
+def test_teacher_forced_logits_and_loss_are_llamagens(original, recorded):
+    with torch.inference_mode():
+        logits = original(recorded["classes"], recorded["tokens"][:, :-1])
+    # 1e-5: other CPUs multiply matrices in another order; on the recording one the difference is 0
+    torch.testing.assert_close(logits, recorded["teacher_forced_logits"], rtol=1e-5, atol=1e-5)
+    assert float(cross_entropy_nats(logits, recorded["tokens"])) == pytest.approx(float(recorded["loss"]), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["GPT-B", "GPT-L", "GPT-XL", "GPT-XXL"])
+def test_state_dict_has_llamagens_names_and_shapes(name):
+    expected = json.loads((GOLDEN / "llamagen_state_dicts.json").read_text())[name]
+    model = on_meta(name)
+    assert {key: list(tensor.shape) for key, tensor in model.state_dict().items()} == expected["state_dict"]
+    assert model.n_parameters == expected["params"]
+
+
+@pytest.mark.parametrize(
+    ("name", "vocab_size", "n_parameters"),
+    [
+        ("GPT-B", 8192, 98_305_536),
+        ("GPT-L", 4096, 317_745_152),
+        ("GPT-XL", 2048, 737_999_360),
+        ("GPT-XXL", 1024, 1_363_786_752),
+        ("GPT-XXXL", 16384, 3_893_027_840),
+        ("GPT-1B", 16384, 1_199_616_000),
+        ("GPT-3B", 16384, 3_096_659_200),
+        ("GPT-7B", 16384, 6_614_589_440),
+    ],
+)
+def test_parameter_counts_follow_from_llamagens_sizes(name, vocab_size, n_parameters):
+    assert on_meta(name, vocab_size).n_parameters == n_parameters
+
+
+def test_tiny_has_under_a_million_parameters():
+    config = model_config("tiny", vocab_size=512, n_classes=10, grid=(8, 8))
+    assert 500_000 < Transformer(config).n_parameters < 1_000_000
+
+
+def test_rotation_turns_rows_in_the_first_half_and_columns_in_the_second():
+    table = rotation_table((2, 3), head_dim=8)
+    assert table.shape == (7, 4, 2)
+    assert not table[0].any()  # the class slot: cos = sin = 0
+    angles = torch.atan2(table[1:, :, 1], table[1:, :, 0]).reshape(2, 3, 4)
+    frequencies = torch.tensor([1.0, 0.01])  # 10000^(-0/4), 10000^(-2/4)
+    torch.testing.assert_close(angles[:, 0, :2], torch.arange(2.0)[:, None] * frequencies)
+    torch.testing.assert_close(angles[0, :, 2:], torch.arange(3.0)[:, None] * frequencies)
+    torch.testing.assert_close(angles[0, :, :2], torch.zeros(3, 2))
+
+
+def test_rotating_equals_the_definition_by_adjacent_pairs():
+    table = rotation_table((2, 3), head_dim=8)
+    x = torch.randn(2, 7, 5, 8, generator=torch.Generator().manual_seed(0))
+    cos, sin = table[:, None, :, 0], table[:, None, :, 1]
+    first, second = x[..., 0::2], x[..., 1::2]
+    rotated = rotate(x, table)
+    torch.testing.assert_close(rotated[..., 0::2], first * cos - second * sin)
+    torch.testing.assert_close(rotated[..., 1::2], second * cos + first * sin)
+
+
+def test_a_position_sees_nothing_after_it(original, recorded):
+    tokens = recorded["tokens"].clone()
+    tokens[:, 7:] = (tokens[:, 7:] + 1) % 128
+    with torch.inference_mode():
+        before = original(recorded["classes"], recorded["tokens"][:, :-1])
+        after = original(recorded["classes"], tokens[:, :-1])
+    torch.testing.assert_close(before[:, :8], after[:, :8])
+    assert not torch.allclose(before[:, 8:], after[:, 8:])
+
+
+def test_an_untrained_model_gives_every_token_the_same_probability():
+    model = Transformer(model_config("tiny", vocab_size=50, n_classes=3, grid=(2, 3)), torch.Generator().manual_seed(0))
+    tokens = torch.arange(12).reshape(2, 6)
+    with torch.inference_mode():
+        loss = cross_entropy_nats(model.eval()(torch.tensor([0, 3]), tokens[:, :-1]), tokens)
+    assert float(loss) == pytest.approx(np.log(50), abs=1e-5)  # float32
+
+
+def test_models_of_other_vocabularies_start_from_the_same_trunk():
+    large, small = (
+        Transformer(model_config("tiny", vocab_size=v, n_classes=3, grid=(2, 2)), torch.Generator().manual_seed(5))
+        for v in (64, 32)
+    )
+    for (name, a), b in zip(large.named_parameters(), small.parameters(), strict=True):
+        if name not in ("tok_embeddings.weight", "output.weight"):
+            assert torch.equal(a, b), name
+
+
+def test_dropout_acts_in_training_alone():
+    config = model_config("tiny", vocab_size=8, n_classes=2, grid=(2, 2), dropout=0.5)
+    model = Transformer(config, torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(model.output.weight, generator=torch.Generator().manual_seed(0))
+    classes, tokens = torch.tensor([0, 1]), torch.zeros(2, 3, dtype=torch.int64)
+    assert torch.equal(model.eval()(classes, tokens), model(classes, tokens))
+    assert not torch.equal(model.train()(classes, tokens), model(classes, tokens))
+
+
+@pytest.mark.parametrize(
+    "change", [{"dim": 60}, {"vocab_size": 0}, {"grid": (4, 0)}, {"dropout": 1.0}, {"n_classes": 0}]
+)
+def test_sizes_that_make_no_model_are_refused(change):
+    sizes = {"dim": 64, "n_layers": 1, "n_heads": 4, "vocab_size": 8, "n_classes": 2, "grid": (4, 4)}
+    with pytest.raises(InputError):
+        ModelConfig(**{**sizes, **change})
+
+
+def test_an_unknown_model_is_refused_with_the_names_there_are():
+    with pytest.raises(InputError, match="GPT-B"):
+        model_config("GPT-Z", vocab_size=8, n_classes=2, grid=(2, 2))

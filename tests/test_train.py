@@ -1,0 +1,224 @@
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+import codeprior.train
+from codeprior.artifact import short
+from codeprior.checkpoint import load_checkpoint
+from codeprior.codes import CodeStore, encode
+from codeprior.config import EncodeConfig, TrainConfig
+from codeprior.errors import InputError
+from codeprior.prior import CodebookPrior
+from codeprior.train import Vocabulary, batch_rows, learning_rate, train, with_usage
+from tiny import make_tokenizer
+
+STEPS = 25
+
+
+def settings(tiny, output, **changes) -> TrainConfig:
+    given = {"codes": tiny / "codes", "heldout_codes": tiny / "heldout", "output": output, "device": "cpu"}
+    defaults = {"steps": STEPS, "batch_size": 16, "validate_every": 10, "precision": "fp32"}
+    return TrainConfig(**{**given, **defaults, **changes})
+
+
+def metrics(folder) -> list[dict]:
+    """The lines of metrics.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: x for key, x in line.items() if key not in ("images_per_s", "time_s")} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny, tmp_path_factory):
+    output = tmp_path_factory.mktemp("uninterrupted") / "gpt"
+    return output, train(settings(tiny, output))
+
+
+class Killed(BaseException):
+    pass
+
+
+def train_until(step: int, config: TrainConfig, monkeypatch) -> None:
+    """Train and die at the beginning of a step, as if the power failed."""
+
+    def dying(at: int, config: TrainConfig) -> float:
+        if at == step:
+            raise Killed
+        return learning_rate(at, config)
+
+    monkeypatch.setattr(codeprior.train, "learning_rate", dying)
+    with pytest.raises(Killed):
+        train(config)
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("killed_at", [[3], [7], [17], [8, 9, 24]])
+def test_a_killed_run_continues_bit_for_bit(tiny, uninterrupted, tmp_path, monkeypatch, killed_at):
+    expected, _ = uninterrupted
+    config = settings(tiny, tmp_path / "gpt", checkpoint_every=7)
+    for step in killed_at:
+        train_until(step, config, monkeypatch)
+    train(config)
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "gpt" / name).read_bytes() == (expected / name).read_bytes()
+    assert metrics(tmp_path / "gpt") == metrics(expected)
+    assert not (tmp_path / "gpt" / "state.safetensors").exists()
+
+
+def test_bf16_on_clusters_continues_bit_for_bit(tiny, tmp_path, monkeypatch):
+    changes = {"prior": tiny / "prior.safetensors", "precision": "bf16"}
+    train(settings(tiny, tmp_path / "whole", **changes))
+    config = settings(tiny, tmp_path / "gpt", checkpoint_every=9, **changes)
+    train_until(13, config, monkeypatch)
+    train(config)
+    assert (tmp_path / "gpt/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+    assert metrics(tmp_path / "gpt") == metrics(tmp_path / "whole")
+
+
+def test_a_process_killed_outright_continues_bit_for_bit(tiny, uninterrupted, tmp_path):
+    expected, _ = uninterrupted
+    script = (
+        "import sys, torch; from pathlib import Path; from codeprior.config import TrainConfig;"
+        "from codeprior.train import train; tiny, output, threads = sys.argv[1:];"
+        "torch.set_num_threads(int(threads));"
+        "train(TrainConfig(codes=Path(tiny) / 'codes', heldout_codes=Path(tiny) / 'heldout', output=Path(output),"
+        "device='cpu', steps=25, batch_size=16, validate_every=10, precision='fp32', checkpoint_every=1))"
+    )
+    arguments = [str(tiny), str(tmp_path / "gpt"), str(torch.get_num_threads())]
+    process = subprocess.Popen([sys.executable, "-c", script, *arguments])
+    while not (tmp_path / "gpt/state.safetensors").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    train(settings(tiny, tmp_path / "gpt"))
+    assert (tmp_path / "gpt/model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()
+    assert metrics(tmp_path / "gpt") == metrics(expected)
+
+
+def test_results_and_files_are_complete(tiny, uninterrupted):
+    output, results = uninterrupted
+    codes = CodeStore.open(tiny / "codes")
+    assert results["objective"] == "token"
+    assert results["vocab_size"] == 32
+    assert results["codebook_digest"] == codes.codebook_digest
+    assert results["prior_digest"] is results["method"] is None
+    assert results["images_per_s"] > 0
+    lines = metrics(output)
+    assert [line["step"] for line in lines if "train_nats_per_token" in line] == [10, 20, 25]
+    assert [line["step"] for line in lines if "heldout_nats_per_token" in line] == [10, 20, 25]
+    assert results["heldout_nats_per_token"] == pytest.approx(lines[-1]["heldout_nats_per_token"], rel=1e-5)
+    checkpoint = load_checkpoint(output)
+    assert checkpoint.config.class_names == codes.class_names
+    assert checkpoint.config.tokenizer_digest == codes.tokenizer_digest
+    assert checkpoint.model.n_parameters == results["n_parameters"]
+
+
+def test_a_complete_run_is_not_done_twice(tiny, uninterrupted):
+    output, results = uninterrupted
+    before = (output / "model.safetensors").stat().st_mtime_ns
+    assert train(settings(tiny, output)) == results
+    assert (output / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_loss_falls(tiny, tmp_path):
+    results = train(settings(tiny, tmp_path / "gpt", steps=40, dropout=0.0))
+    first = metrics(tmp_path / "gpt")[0]["train_nats_per_token"]
+    assert results["train_nats_per_token"] < first - 0.5
+
+
+def test_the_first_cluster_loss_is_that_of_a_uniform_pick(tiny, tmp_path):
+    config = settings(tiny, tmp_path / "gpt", steps=1, prior=tiny / "prior.safetensors")
+    results = train(config)
+    codes = CodeStore.open(tiny / "codes")
+    prior = with_usage(CodebookPrior.load(tiny / "prior.safetensors"), codes.usage())
+    live_sizes = np.bincount(prior.token_to_cluster[prior.live])
+    tokens = codes.codes[batch_rows(0, 0, 16, *codes.codes.shape[:2])]
+    expected = np.log(prior.n_clusters) + np.log(live_sizes[prior.token_to_cluster[tokens]]).mean()
+    assert results["train_nats_per_token"] == pytest.approx(expected, abs=1e-5)  # `output` starts at zero
+    assert (results["objective"], results["method"], results["vocab_size"]) == ("cluster", "dcpe", 16)
+    assert results["prior_digest"] == CodebookPrior.load(tiny / "prior.safetensors").digest
+    assert np.array_equal(load_file(tmp_path / "gpt/prior.safetensors")["token_to_cluster"], prior.token_to_cluster)
+
+
+def test_every_epoch_sees_every_image_once_in_a_new_order():
+    rows = [batch_rows(3, step, 16, 40, 2) for step in range(5)]  # 80 places: two epochs
+    images = np.concatenate([images for images, _ in rows]).reshape(2, 40)
+    views = np.concatenate([views for _, views in rows])
+    assert np.array_equal(np.sort(images), np.tile(np.arange(40), (2, 1)))
+    assert not np.array_equal(images[0], images[1])
+    assert set(views) == {0, 1}
+
+
+def test_rows_of_a_step_depend_on_nothing_drawn_before():
+    alone = batch_rows(1, 1234, 64, 100, 5)
+    for step in (7, 99, 1234):
+        again = batch_rows(1, step, 64, 100, 5)
+    assert np.array_equal(alone, again)
+    assert not np.array_equal(alone, batch_rows(2, 1234, 64, 100, 5))
+
+
+def test_a_batch_may_be_larger_than_the_data():
+    images, _ = batch_rows(0, 0, 25, 10, 1)
+    assert np.array_equal(np.sort(images[:10]), np.arange(10))
+    assert np.array_equal(np.sort(images[10:20]), np.arange(10))
+
+
+def test_learning_rate_rises_stays_and_falls(tiny):
+    config = settings(tiny, tiny, steps=100, warmup=10, decay=0.2, lr=1.0)
+    rates = [learning_rate(step, config) for step in range(100)]
+    np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10)
+    np.testing.assert_allclose(rates[10:80], 1.0)
+    np.testing.assert_allclose(rates[80:], np.arange(20, 0, -1) / 20)
+
+
+def test_plain_tokens_are_clusters_of_one():
+    vocabulary = Vocabulary.of(5, None)
+    assert np.array_equal(vocabulary.token_to_cluster, np.arange(5))
+    assert not vocabulary.log_sizes.any()
+
+
+def test_what_training_never_held_is_never_picked():
+    prior = CodebookPrior(np.array([0, 0, 1, 1, 2]), "sha256:" + "0" * 64, "dcpe")
+    known = with_usage(prior, np.array([4, 0, 0, 0, 7]))
+    assert known.usage is not None
+    assert known.usage.tolist() == [4, 0, 1, 1, 7]  # cluster 1 never occurs and keeps its tokens
+    assert with_usage(known, np.array([1, 1, 1, 1, 1])) is known
+    picked = known.pick_tokens(np.zeros(100, dtype=int), np.random.default_rng(0))
+    assert set(picked) == {0}
+
+
+def test_without_class_dropout_there_is_no_null_class(tiny, tmp_path):
+    train(settings(tiny, tmp_path / "gpt", steps=1, class_dropout=0.0))
+    tables = load_file(tmp_path / "gpt/model.safetensors")
+    assert len(tables["cls_embedding.embedding_table.weight"]) == 10
+
+
+def test_a_diverging_run_says_so(tiny, tmp_path):
+    with pytest.raises(InputError, match="diverged before step 10"):
+        train(settings(tiny, tmp_path / "gpt", lr=1e30, grad_clip=1e30))
+
+
+@pytest.fixture(scope="module")
+def stranger(tiny, tmp_path_factory):
+    """Codes of the same images by a tokenizer with another codebook."""
+    folder = tmp_path_factory.mktemp("stranger")
+    make_tokenizer(folder / "tokenizer", tiny / "digits.npz", seed=1)
+    data = str(tiny / "digits.npz")
+    encode(EncodeConfig(data=data, tokenizer=folder / "tokenizer", output=folder / "codes", device="cpu"))
+    return folder / "codes"
+
+
+@pytest.mark.parametrize("role", ["codes", "heldout_codes"])
+def test_another_codebooks_prior_or_codes_are_refused_with_both_digests(tiny, stranger, tmp_path, role):
+    digests = {short(CodeStore.open(path).codebook_digest) for path in (tiny / "codes", stranger)}
+    assert len(digests) == 2
+    prior = {"prior": tiny / "prior.safetensors"} if role == "codes" else {}
+    with pytest.raises(InputError) as refusal:
+        train(settings(tiny, tmp_path / "gpt", **{role: stranger}, **prior))
+    assert all(digest in str(refusal.value) for digest in digests)
+    assert not (tmp_path / "gpt").exists()
