@@ -1,0 +1,71 @@
+"""What the documentation says is tried: its commands, its examples, the functions that it names."""
+
+import importlib
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+
+from codeprior.cli import main
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Fewer steps and images, so that a page's commands take seconds; everything else is as written.
+SHORTER = {
+    "train-tokenizer": ["--steps", "12", "--batch-size", "16", "--restart-every", "4"],
+    "train-classifier": ["--steps", "5", "--batch-size", "16"],
+    "reconstruct": ["--n-images", "40", "--n-seeds", "2"],
+    "train": ["--steps", "4", "--batch-size", "8", "--validate-every", "2"],
+    "sample": ["--n-images", "40"],
+}
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The `codeprior` lines of a page's shell blocks."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("codeprior ")]
+
+
+def test_the_commands_of_the_readme_run_in_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for argv in commands(ROOT / "README.md"):
+        if argv[0] != "demo":
+            main([*argv, *SHORTER.get(argv[0], [])])
+    assert (tmp_path / "runs" / "report.html").stat().st_size > 10_000
+    assert "→ runs/report.html" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_function_named_exists(page):
+    for name in set(re.findall(r"`(codeprior(?:\.\w+)+)", page.read_text())):
+        parts = name.split(".")
+        for cut in range(len(parts), 0, -1):
+            try:
+                found = importlib.import_module(".".join(parts[:cut]))
+            except ModuleNotFoundError:
+                continue
+            for attribute in parts[cut:]:
+                found = getattr(found, attribute)
+            break
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_linked_exists(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda script: script.name)
+def test_examples_run(script, capsys):
+    runpy.run_path(str(script), run_name="__main__")
+    assert capsys.readouterr().out
+
+
+def test_the_tree_in_the_readme_is_the_tree():
+    text = (ROOT / "README.md").read_text()
+    tree = text.split("src/codeprior/\n", 1)[1].split("```", 1)[0]
+    for name in re.findall(r"^ {4}(\w+(?:\.py|/)) ", tree, flags=re.MULTILINE):
+        assert (ROOT / "src" / "codeprior" / name).exists(), name
