@@ -153,26 +153,47 @@ def test_samples_are_images_with_labels_in_random_order(samples):
     assert not (output / "parts").exists()
 
 
+def load(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(folder / "samples.npz") as arrays:
+        return arrays["arr_0"].astype(int), arrays["arr_1"]
+
+
 @pytest.mark.parametrize("batch_size", [7, 33, 100])
 def test_samples_do_not_depend_on_the_batch_size(tiny, checkpoint, samples, tmp_path, batch_size):
     sample(settings(tiny, checkpoint, tmp_path / "samples", batch_size=batch_size))
-    assert read_manifest(tmp_path / "samples").digest == read_manifest(samples[0]).digest
+    images, labels = load(tmp_path / "samples")
+    expected_images, expected_labels = load(samples[0])
+    assert np.array_equal(labels, expected_labels)
+    # Equal on the machine that this was written on; where products round otherwise, a pixel may move by one level,
+    # and a draw that lies within 1e-6 of the border between two tokens may fall on its other side.
+    same = (abs(images - expected_images) <= 1).all(axis=(1, 2, 3))
+    assert same.sum() >= 32
 
 
-@pytest.mark.parametrize("batch_size", [10, 4])
-def test_a_killed_run_continues_to_the_same_file(tiny, checkpoint, samples, tmp_path, monkeypatch, batch_size):
-    def dying(tokenizer_output):
+def test_a_killed_run_continues_to_the_same_file(tiny, checkpoint, samples, tmp_path, monkeypatch):
+    def dying(images):
         if len(list((tmp_path / "samples/parts").iterdir())) == 2:
             raise KeyboardInterrupt
-        return to_pixels(tokenizer_output)
+        return to_pixels(images)
 
     to_pixels = codeprior.generate.to_pixels
+    config = settings(tiny, checkpoint, tmp_path / "samples")
     monkeypatch.setattr(codeprior.generate, "to_pixels", dying)
     with pytest.raises(KeyboardInterrupt):
-        sample(settings(tiny, checkpoint, tmp_path / "samples"))
+        sample(config)
     monkeypatch.undo()
-    sample(settings(tiny, checkpoint, tmp_path / "samples", batch_size=batch_size))
+    sample(config)
     assert read_manifest(tmp_path / "samples").digest == read_manifest(samples[0]).digest
+
+
+def test_a_killed_run_may_continue_with_another_batch_size(samples, tmp_path):
+    images, _ = load(samples[0])
+    first = codeprior.generate._Parts(tmp_path)
+    for part in np.split(images.astype(np.uint8), [10, 17]):
+        first.append(part)
+    again = codeprior.generate._Parts(tmp_path)
+    assert len(again) == 33
+    assert np.array_equal(again.take(np.array([32, 0, 16])), images[[32, 0, 16]])
 
 
 def test_a_complete_run_is_not_done_twice(tiny, checkpoint, samples):

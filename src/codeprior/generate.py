@@ -1,6 +1,7 @@
 """Generation: logits to a token, a token to a sequence, a sequence to an image; and the verb `sample`.
 
-Random numbers belong to a sample's index, so an image does not depend on the batch that it was made in.
+Random numbers belong to a sample's index, so an image does not depend on the batch that it was made in, but for the
+rounding of matrix products, whose order of summation may change with the batch size.
 
 Shapes: B batch, T tokens, V vocabulary of the model (tokens or clusters).
 """

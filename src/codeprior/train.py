@@ -1,8 +1,8 @@
 """The verb `train`: a class-conditional transformer on the codes of images, or on the clusters of a prior.
 
-Whatever is random in a step is drawn from (seed, purpose, step or epoch), so there is no random state to keep, a
-resumed run is the uninterrupted one bit for bit, and variants of equal seeds see the same images, views and dropped
-classes.
+Whatever is random in a step is drawn from (seed, purpose, step or epoch), so there is no random state to keep, and
+variants of equal seeds see the same images, views and dropped classes. A resumed run is the uninterrupted one: bit for
+bit on CPU, and on a GPU as far as its kernels repeat themselves.
 """
 
 from __future__ import annotations
@@ -186,7 +186,8 @@ class _Run:
         prior: CodebookPrior | None,
     ) -> None:
         self.config, self.workspace, self.device = config, workspace, device
-        self.codes, self.heldout, self.prior = codes, heldout, prior and with_usage(prior, codes.usage())
+        self.codes, self.heldout = codes, heldout
+        self.prior = with_usage(prior, codes.usage()) if prior is not None and prior.usage is None else prior
         self.vocabulary = Vocabulary.of(codes.codebook_size, self.prior)
         self.log_sizes = torch.from_numpy(self.vocabulary.log_sizes).to(device)
         self.precision = resolve_precision(config.precision, device)
@@ -328,12 +329,10 @@ class _Run:
 
 
 def with_usage(prior: CodebookPrior, usage: np.ndarray) -> CodebookPrior:
-    """The prior with the training codes' usage (V,), unless it knows one: what never occurs is never picked.
+    """The prior with the training codes' usage (V,): what never occurs is never picked.
 
     A cluster that never occurs keeps all of its tokens: a model may still predict it, if hardly ever.
     """
-    if prior.usage is not None:
-        return prior
     occurs = np.bincount(prior.token_to_cluster, weights=usage) > 0
     return replace(prior, usage=np.where(occurs[prior.token_to_cluster], usage, 1))
 
