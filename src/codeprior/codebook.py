@@ -8,10 +8,22 @@ from pathlib import Path
 
 import numpy as np
 
-from codeprior.artifact import digest_array, read_manifest
+from codeprior.artifact import MANIFEST, UNFINISHED, digest_array, read_manifest
 from codeprior.errors import InputError
+from codeprior.families import find_codebook, find_counts
+from codeprior.weights import HUB, SUFFIXES, is_checkpoint, open_checkpoint
 
-FAMILY_KEY = "quantize.embedding.weight"
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a codebook was found, and what its file or its family says of the space in which codes are compared."""
+
+    key: str = ""
+    wrapper: str = ""
+    family: str | None = None
+    projected: bool = False
+    question: str = ""
+    """Asks for the space where nothing tells it; empty where something does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,10 +33,12 @@ class Codebook:
     Parameters
     ----------
     vectors : ndarray of shape (V, E), float32
-        One row a code, as the tokenizer stores them.
+        One row a code, as the tokenizer stores them (behind its projection, if it compares projected rows).
     normalize : bool
         Whether the tokenizer compares codes after l2-normalising them, as LlamaGen's does; it decides the space in
         which the codebook is clustered, not what is stored.
+    origin : Origin, optional
+        Where the vectors were found.
 
     Raises
     ------
@@ -34,6 +48,7 @@ class Codebook:
 
     vectors: np.ndarray
     normalize: bool = False
+    origin: Origin = Origin()
 
     def __post_init__(self) -> None:
         vectors = np.asarray(self.vectors)
@@ -57,7 +72,15 @@ class Codebook:
 
     @property
     def space(self) -> np.ndarray:
-        """The vectors in the space that the quantizer uses: (V, E) float32, of unit length if `normalize`."""
+        """The vectors in the space that the quantizer uses: (V, E) float32, of unit length if `normalize`.
+
+        Raises
+        ------
+        InputError
+            If nothing tells what that space is, or a vector that should have a direction is zero.
+        """
+        if self.origin.question:
+            raise InputError(self.origin.question)
         if not self.normalize:
             return self.vectors
         norms = np.linalg.norm(self.vectors.astype(np.float64), axis=1, keepdims=True)
@@ -66,38 +89,65 @@ class Codebook:
             raise InputError(f"code {row} is the zero vector and has no direction; use --no-normalize")
         return (self.vectors / norms).astype(np.float32)
 
+    @property
+    def space_name(self) -> str:
+        """The space in words: raw, normalised, projected, or projected and then normalised."""
+        words = ["projected"] * self.origin.projected + ["normalised"] * self.normalize
+        return "unknown" if self.origin.question else ", then ".join(words) or "raw"
+
     @classmethod
-    def load(cls, path: Path | str, *, normalize: bool | None = None) -> Codebook:
-        """Read a codebook from a `.npy`, `.npz`, `.safetensors` or a tokenizer folder of ours.
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        normalize: bool | None = None,
+        family: str | None = None,
+        key: str | None = None,
+    ) -> Codebook:
+        """Read a codebook from a tokenizer folder of ours, a `.npy`, a `.npz`, or a checkpoint of anybody's.
 
         Parameters
         ----------
-        path : path
-            A `.npz` or `.safetensors` file must hold one matrix, or one under `quantize.embedding.weight`.
+        path : path or str
+            Checkpoints are `.pt`, `.pth`, `.ckpt`, `.bin` and `.safetensors` files, Hugging Face folders, and
+            `hf:owner/name[/file]`. A `.npz` must hold one matrix, or one under `quantize.embedding.weight`.
         normalize : bool, optional
-            Overrides what the file says; files that say nothing are taken as they are.
+            Overrides what the file or its family says. Arrays say nothing and are taken as they are; of a checkpoint
+            that says nothing, `space` cannot be had without this or `family`.
+        family : str, optional
+            A name of `families.FAMILIES`, where the checkpoint does not tell it.
+        key : str, optional
+            Name of the codebook, where the checkpoint holds several.
 
         Raises
         ------
         InputError
-            If the file is absent, unreadable, or holds no codebook or several.
+            If the source is absent, unreadable, or holds no codebook or several, or does not fit family or key.
         """
-        path = Path(path)
-        if path.is_dir():
+        origin, told = Origin(), False
+        if any((Path(path) / name).exists() for name in (MANIFEST, UNFINISHED)):
             manifest = read_manifest(path, "tokenizer")
-            matrix, stored_normalize = _read_matrix(manifest.path("model.safetensors")), True
-        elif not path.exists():
-            raise InputError(f"no such file: {path}")
+            found = find_codebook(open_checkpoint(manifest.path("model.safetensors")))
+            matrix, told, origin = found.vectors, True, Origin(found.key)
+        elif is_checkpoint(path):
+            found = find_codebook(open_checkpoint(path), family, key)
+            question = found.question if normalize is None else ""
+            origin = Origin(found.key, found.wrapper, found.family, found.projected, question)
+            matrix, told = found.vectors, bool(found.normalize)
+        elif family is not None or key is not None:
+            raise InputError(f"family and key choose within a checkpoint; {path} holds an array")
         else:
-            matrix, stored_normalize = _read_matrix(path), False
-        return cls(matrix, normalize=stored_normalize if normalize is None else normalize)
+            matrix = _read_matrix(Path(path))
+        return cls(matrix, normalize=told if normalize is None else normalize, origin=origin)
 
 
 def _read_matrix(path: Path) -> np.ndarray:
-    readers = {".npy": _read_npy, ".npz": _read_npz, ".safetensors": _read_safetensors}
+    readers = {".npy": _read_npy, ".npz": _read_npz}
+    if not path.exists():
+        raise InputError(f"no such file: {path}")
     if path.suffix not in readers:
-        allowed = ", ".join(readers)
-        raise InputError(f"cannot read a codebook from {path.name}; give {allowed} or a tokenizer folder of codeprior")
+        allowed = ", ".join((*readers, *SUFFIXES))
+        raise InputError(f"cannot read a codebook from {path.name}; give {allowed} or a folder")
     try:
         return readers[path.suffix](path)
     except InputError:
@@ -112,60 +162,46 @@ def _read_npy(path: Path) -> np.ndarray:
 
 def _read_npz(path: Path) -> np.ndarray:
     with np.load(path, allow_pickle=False) as arrays:
-        return arrays[_choose_key(path, [name for name in arrays.files if arrays[name].ndim == 2])]
+        names = [name for name in arrays.files if arrays[name].ndim == 2]
+        names = [name for name in names if name.endswith("quantize.embedding.weight")] or names
+        if not names:
+            raise InputError(f"{path} holds no matrix that could be a codebook")
+        if len(names) > 1:
+            raise InputError(f"{path} holds several matrices: {', '.join(names[:8])}; save the codebook alone as .npy")
+        return arrays[names[0]]
 
 
-def _read_safetensors(path: Path) -> np.ndarray:
-    from safetensors import safe_open
+def read_counts(path: Path | str, key: str = "") -> np.ndarray:
+    """Read how often each code is used: a `.npy` of counts, or a checkpoint that keeps them beside its codebook.
 
-    with safe_open(path, framework="numpy") as tensors:
-        matrices = [name for name in tensors.keys() if len(tensors.get_slice(name).get_shape()) == 2]  # noqa: SIM118
-        return tensors.get_tensor(_choose_key(path, matrices))
-
-
-def _choose_key(path: Path, names: list[str]) -> str:
-    named = [name for name in names if name == FAMILY_KEY or name.endswith(f".{FAMILY_KEY}")]
-    candidates = named or names
-    if not candidates:
-        raise InputError(f"{path} holds no matrix that could be a codebook")
-    if len(candidates) > 1:
-        raise InputError(f"{path} holds several matrices: {', '.join(candidates[:8])}; save the codebook alone as .npy")
-    return candidates[0]
-
-
-def read_counts(path: Path | str) -> np.ndarray:
-    """Read how often each code is used: a `.npy` of counts, or a `.safetensors` with one tensor `cluster_size`.
+    Parameters
+    ----------
+    path : path or str
+        Checkpoints keep `cluster_size` (moving averages of EMA codebooks) or `ema_vocab_hit_SV` (VAR, summed over its
+        scales).
+    key : str, optional
+        The codebook's name, where a checkpoint holds counts of several.
 
     Returns
     -------
     counts : ndarray of shape (V,), int64
-        Moving averages, as EMA codebooks keep them, are rounded up, so that only codes never used count as dead.
+        Moving averages are rounded up, so that only codes never used count as dead.
 
     Raises
     ------
     InputError
         If the file is absent or unreadable or holds no counts.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not str(path).startswith(HUB) and not Path(path).exists():
         raise InputError(f"no usage counts at {path}: there is no such file")
-    try:
-        counts = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _read_cluster_size(path)
-    except InputError:
-        raise
-    except Exception as error:  # as in _read_matrix
-        raise InputError(f"cannot read counts from {path}: {error}; is it a complete .npy file?") from error
-    counts = np.squeeze(counts)
+    counts = np.squeeze(find_counts(open_checkpoint(path), key) if is_checkpoint(path) else _read_array(Path(path)))
     if counts.ndim != 1 or counts.dtype.kind not in "iuf" or not np.isfinite(counts).all() or (counts < 0).any():
         raise InputError(f"{path} must hold counts of 0 or more, one a code; got {counts.dtype} {counts.shape}")
     return np.ceil(counts).astype(np.int64)
 
 
-def _read_cluster_size(path: Path) -> np.ndarray:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="numpy") as tensors:
-        names = [name for name in tensors.keys() if name.split(".")[-1] == "cluster_size"]  # noqa: SIM118
-        if len(names) != 1:
-            raise InputError(f"{path} must hold one tensor `cluster_size`, has {len(names)}")
-        return tensors.get_tensor(names[0])
+def _read_array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except Exception as error:  # as in _read_matrix
+        raise InputError(f"cannot read counts from {path}: {error}; is it a complete .npy file?") from error

@@ -94,6 +94,10 @@ class TrainTokenizerConfig(ImagesConfig, MakeConfig):
     """Images a step."""
     lr: float = 3e-3
     """Peak learning rate of AdamW, decayed by a cosine."""
+    warmup: int = 25
+    """Steps of linear warm-up; without it the encoder's outputs collapse to a few codes."""
+    unquantized: float = 0.1
+    """Share of the steps, at the start, that train a plain autoencoder; its outputs then become the first codes."""
     commitment: float = 0.25
     """Weight of the commitment loss."""
     edge_weight: float = 0.05
@@ -112,8 +116,12 @@ class TrainTokenizerConfig(ImagesConfig, MakeConfig):
     def __post_init__(self) -> None:
         _require_positive(self, "image_size", "codebook_size", "codebook_dim", "steps", "batch_size", "lr")
         _require_positive(self, "checkpoint_every")
+        _require(self.warmup >= 0, f"warmup must be 0 or more, got {self.warmup}")
+        _require(0 <= self.unquantized < 1, f"unquantized must be a share from 0 to below 1, got {self.unquantized}")
         _require(self.restart_every >= 0, f"restart_every must be 0 (never) or more, got {self.restart_every}")
-        _require(0 <= self.restart_until <= 1, f"restart_until must be a share between 0 and 1, got {self.restart_until}")
+        _require(
+            0 <= self.restart_until <= 1, f"restart_until must be a share between 0 and 1, got {self.restart_until}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +143,12 @@ class ExtractConfig(MakeConfig):
     """Extract a prior from a codebook: which codes belong together."""
 
     codebook: Positional[Path] = field(metadata=NOT_IDENTITY)
-    """.npy, .npz, .safetensors, or a tokenizer folder."""
+    """A tokenizer folder, an array (.npy, .npz), or anybody's checkpoint: .pt, .pth, .ckpt, .bin, .safetensors, a
+    Hugging Face folder, or hf:owner/name[/file]. Pickles are read without running them."""
+    family: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """Family of the checkpoint's tokenizer, where the file does not tell it: llamagen, taming, titok, ..."""
+    key: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """Name of the codebook, where the checkpoint holds several; [i] at its end picks one of several heads."""
     n_clusters: int | float = 0.5
     """Number of clusters, or a share of the codebook: 0.5 is half."""
     method: str = "dcpe"
@@ -144,8 +157,8 @@ class ExtractConfig(MakeConfig):
     normalize: Annotated[bool | None, arg(metavar="| --no-normalize")] = None
     """Cluster l2-normalised vectors; default: as the tokenizer compares them."""
     usage: Path | None = field(default=None, metadata=NOT_IDENTITY)
-    """How often each code is used: a code store, a .npy of counts, or a .safetensors that holds `cluster_size`. Codes
-    never used are attached to clusters, not clustered, and never picked."""
+    """How often each code is used: a code store, a .npy of counts, or a checkpoint that keeps them (`cluster_size` of
+    EMA codebooks, VAR's `ema_vocab_hit_SV`). Codes never used are attached to clusters, not clustered, never picked."""
     max_cluster_size: int | None = None
     """A cluster with more codes than this merges no more (the paper's rule for IAR: V / n_clusters)."""
     strict: bool = False

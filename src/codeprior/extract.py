@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from codeprior.artifact import digest_array, write_atomically
+from codeprior.artifact import MANIFEST, UNFINISHED, digest_array, write_atomically
 from codeprior.clustering.curve import agreement, within_cluster_distance
 from codeprior.clustering.kmeans import balanced_order
 from codeprior.clustering.methods import METHODS, cluster, resolve_n_clusters
@@ -26,7 +26,8 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         If the codebook or the counts cannot be read, do not fit, or `--output` holds another prior.
     """
     _check_names(config)
-    codebook = Codebook.load(config.codebook, normalize=config.normalize)
+    codebook = Codebook.load(config.codebook, normalize=config.normalize, family=config.family, key=config.key)
+    _ = codebook.space  # asks at once if nothing tells it
     usage = None if config.usage is None else _read_usage(config.usage, codebook)
     parameters = _parameters(config, codebook, usage)
     prior = _existing(config, codebook, parameters)
@@ -34,11 +35,19 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         prior = _make(config, config.method, codebook, usage, parameters)
         prior.save(config.output)
     _export(config, prior, codebook)
-    result = {"output": str(config.output), **describe(prior), "warnings": _warnings(prior, parameters["n_clusters"])}
+    warnings = _warnings(prior, parameters["n_clusters"])
+    result = {"output": str(config.output), **_found(codebook), **describe(prior), "warnings": warnings}
     if config.compare:
         others = [_make(config, method, codebook, usage, parameters) for method in config.compare]
         result["comparison"] = [_compare(prior, other, codebook) for other in [prior, *others]]
     return result
+
+
+def _found(codebook: Codebook) -> dict[str, Any]:
+    """Which codebook of the checkpoint was clustered, and in what space."""
+    origin = codebook.origin
+    found = {"family": origin.family, "key": " / ".join(filter(None, (origin.wrapper, origin.key)))}
+    return {**{name: value for name, value in found.items() if value}, "space": codebook.space_name}
 
 
 def describe(prior: CodebookPrior) -> dict[str, Any]:
@@ -122,14 +131,14 @@ def _existing(config: ExtractConfig, codebook: Codebook, parameters: dict[str, A
 
 
 def _read_usage(path: Path, codebook: Codebook) -> np.ndarray:
-    if path.is_dir():
+    if (path / MANIFEST).exists() or (path / UNFINISHED).exists():
         from codeprior.codes import CodeStore
 
         store = CodeStore.open(path)
         if store.codebook_digest != codebook.digest:
             raise InputError(f"the codes at {path} belong to another codebook; encode them with this tokenizer")
         return store.usage()
-    counts = read_counts(path)
+    counts = read_counts(path, codebook.origin.key)
     if counts.shape != (len(codebook),):
         raise InputError(f"{path} must hold {len(codebook)} counts, one a code; got shape {counts.shape}")
     return counts
