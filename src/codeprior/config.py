@@ -297,11 +297,11 @@ class TrainClassifierConfig(ImagesConfig, MakeConfig):
     """Side of the square images, pixels."""
     heldout: str | None = field(default=None, metadata=NOT_IDENTITY)
     """Held-out images, for its accuracy."""
-    steps: int = 400
+    steps: int = 300
     """Optimizer steps."""
     batch_size: int = 128
     """Images a step."""
-    lr: float = 2e-3
+    lr: float = 5e-3
     """Peak learning rate of AdamW, decayed by a cosine."""
     width: int = 16
     """Channels of the first layer."""

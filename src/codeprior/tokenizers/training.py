@@ -126,6 +126,7 @@ class Trainer:
     def __init__(self, config: TrainTokenizerConfig, architecture: VQGANConfig, device: torch.device) -> None:
         self.config = config
         self.step = 0
+        self.first_quantized = math.ceil(config.unquantized * config.steps)
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.model = VQGAN(architecture).to(device)
@@ -135,17 +136,13 @@ class Trainer:
 
     def advance(self, images: Tensor) -> dict[str, Tensor]:
         """One optimizer step on images (B, 3, S, S); returns the parts of the loss."""
-        config, quantizer = self.config, self.model.quantize
+        config = self.config
         for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * (1 + math.cos(math.pi * self.step / config.steps)) / 2
+            group["lr"] = learning_rate(config, self.step)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             features = self.model.features(images)
         features = F.normalize(features.float(), dim=1)
-        if self._is_restart():
-            self._restart_dead_codes(features.detach())
-        codes = quantizer.codes(features)
-        self.uses += torch.bincount(codes.flatten(), minlength=len(self.uses))
-        vectors = quantizer.lookup(codes)
+        vectors = features if self.step < self.first_quantized else self._quantize(features)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             decoded = self.model.decode_vectors(straight_through(features, vectors))
         losses = {
@@ -162,13 +159,19 @@ class Trainer:
         self.step += 1
         return {name: value.detach() for name, value in losses.items()}
 
-    def _is_restart(self) -> bool:
+    def _quantize(self, features: Tensor) -> Tensor:
+        """The code vectors nearest to features (B, E, h, w), with dead codes restarted before and uses counted."""
         every, last = self.config.restart_every, self.config.restart_until * self.config.steps
-        return every > 0 and self.step % every == 0 and self.step < last
+        since_first = self.step - self.first_quantized
+        if since_first == 0 or (every and since_first % every == 0 and self.step < last):
+            self._restart_dead_codes(features.detach())
+        codes = self.model.quantize.codes(features)
+        self.uses += torch.bincount(codes.flatten(), minlength=len(self.uses))
+        return self.model.quantize.lookup(codes)
 
     @torch.no_grad()
     def _restart_dead_codes(self, features: Tensor) -> None:
-        """Put codes unused since the last restart where features (B, E, h, w) are; at step 0 this is all of them."""
+        """Put codes unused since the last restart where features (B, E, h, w) are; at first this is all of them."""
         dead = (self.uses == 0).nonzero().flatten()
         flat = features.permute(0, 2, 3, 1).flatten(0, 2)
         generator = _generator(self.config, _RESTART, self.step)
@@ -199,6 +202,12 @@ class Trainer:
             state.setdefault(int(number), {})[name] = tensors.pop(key)
         self.model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+
+
+def learning_rate(config: TrainTokenizerConfig, step: int) -> float:
+    """Linear warm-up times a cosine that reaches zero after the last step."""
+    warm = min(1.0, (step + 1) / (config.warmup + 1))
+    return config.lr * warm * (1 + math.cos(math.pi * step / config.steps)) / 2
 
 
 def straight_through(features: Tensor, vectors: Tensor) -> Tensor:
