@@ -7,14 +7,14 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from codeprior.artifact import Workspace
+from codeprior.artifact import Workspace, read_json, write_json
 from codeprior.codebook import Codebook
 from codeprior.errors import InputError
 from codeprior.tokenizers import load_tokenizer
 from codeprior.tokenizers.gigatok import PRESETS, GigaTok, GigaTokConfig
-from codeprior.tokenizers.gigatok_files import from_state_dict, identify, read_yaml
+from codeprior.tokenizers.gigatok_files import from_state_dict, identify, import_original, read_original, read_yaml
 from codeprior.tokenizers.loading import CONFIG, WEIGHTS, save_config
-from recorded import rebuild, weight_named
+from recorded import weight_named
 
 CNN = {"encoder_multipliers": (1, 2), "decoder_multipliers": (1, 2), "channels": 32, "image_size": 8}
 TINY = GigaTokConfig("tiny", "tiny", codebook_size=64, n_tokens=16, z_channels=32, **CNN)
@@ -181,14 +181,23 @@ def test_a_file_without_the_head_of_training_computes_the_same():
         assert torch.equal(from_state_dict(bare).decode(codes), from_state_dict(weights).decode(codes))
 
 
-def test_a_folder_of_ours_holds_one(tmp_path):
-    model = rebuild(GigaTok(TINY))
-    folder = tmp_path / "tokenizer"
-    with Workspace(folder, kind="tokenizer", settings={}, inputs={}) as workspace:
-        save_config(folder, TINY, TINY.image_size)
-        save_file(model.state_dict(), folder / WEIGHTS)
+def folder_of(path, weights, config):
+    with Workspace(path, kind="tokenizer", settings={}, inputs={}) as workspace:
+        save_config(path, TINY, TINY.image_size)
+        write_json(path / CONFIG, {**read_json(path / CONFIG), **config})
+        save_file(weights, path / WEIGHTS)
         workspace.finish([CONFIG, WEIGHTS], {})
-    tokenizer = load_tokenizer(folder)
+    return path
+
+
+def test_a_checkpoint_becomes_a_folder_of_ours(tmp_path):
+    weights, source = original_weights(TINY), tmp_path / "VQ.pt"
+    torch.save({"model": weights, "optimizer": {"state": {0: torch.zeros(3)}}, "steps": 7}, source)
+    model = read_original(source)
+    manifest = import_original(source, tmp_path / "tokenizer")
+    assert manifest.results["n_parameters"] == sum(tensor.numel() for tensor in weights.values()) - 65536
+    assert import_original(source, tmp_path / "tokenizer").created == manifest.created
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.inference_mode():
         codes = model.encode(images)
@@ -196,4 +205,34 @@ def test_a_folder_of_ours_holds_one(tmp_path):
         assert torch.equal(tokenizer.decode(codes, (4, 4)), model.decode(codes))
     assert (tokenizer.image_size, tokenizer.downsample) == (8, 2)
     assert tokenizer.codebook.normalize
-    assert tokenizer.codebook.digest == Codebook.load(folder).digest
+    assert tokenizer.codebook.digest == manifest.results["codebook_digest"]
+    assert tokenizer.codebook.digest == Codebook.load(tmp_path / "tokenizer").digest
+
+
+def test_averaged_weights_come_first_and_other_checkpoints_are_refused(tmp_path):
+    source = tmp_path / "VQ.pt"
+    weights = original_weights(TINY)
+    averaged = {name: tensor / 2 for name, tensor in weights.items()}
+    torch.save({"model": weights, "ema": averaged}, source)
+    model = read_original(source)
+    assert torch.equal(model.quant_conv.weight, averaged["quant_conv.weight"])
+    torch.save({"model": {"quantize.embedding.weight": torch.zeros(4, 8)}}, source)
+    with pytest.raises(InputError, match="holds no 1-D GigaTok tokenizer: there is no s2to1encoder"):
+        read_original(source)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"family": "dalle"}, "family must be vqgan or gigatok, got dalle"),
+        ({"more": 1}, "must hold family, adaptive_norm, "),
+        ({"decoder": "small"}, "does not fit: missing s1to2decoder.transformer.4"),
+        ({"codebook_size": 65}, "other shapes of quantize.embedding.weight"),
+    ],
+)
+def test_a_folder_whose_configuration_does_not_fit_is_refused(tmp_path, config, message):
+    with torch.device("meta"):
+        names = {name: tensor.shape for name, tensor in GigaTok(TINY).state_dict().items()}
+    folder = folder_of(tmp_path / "tokenizer", {name: torch.zeros(shape) for name, shape in names.items()}, config)
+    with pytest.raises(InputError, match=message):
+        load_tokenizer(folder)

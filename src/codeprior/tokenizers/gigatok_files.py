@@ -1,19 +1,25 @@
-"""GigaTok's own files: the architecture from its YAML, or from the shapes of its weights."""
+"""GigaTok's own files: the architecture from its YAML, or from the shapes of its weights; and into a folder of ours."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from safetensors.torch import save_file
 from torch import Tensor
 
+from codeprior.artifact import Manifest, Workspace, digest_array, digest_json, write_atomically
 from codeprior.errors import InputError
-from codeprior.tokenizers.gigatok import SIZES, GigaTok, GigaTokConfig
-from codeprior.tokenizers.loading import fit_weights
+from codeprior.tokenizers.gigatok import SIZES, GigaTok, GigaTokConfig, GigaTokTokenizer
+from codeprior.tokenizers.loading import CONFIG, WEIGHTS, fit_weights, save_config
+from codeprior.weights import open_checkpoint
+
+_MARK = "s2to1encoder.encoder_embed.weight"  # only 1-D GigaTok tokenizers have it
 
 # What GigaTok assumes where a YAML says nothing, as far as encoding and decoding go.
 _DEFAULTS: dict[str, Any] = {
@@ -214,3 +220,55 @@ def from_state_dict(weights: Mapping[str, Tensor], config: GigaTokConfig | None 
         model = GigaTok(config)
     fit_weights(model, weights, "the GigaTok checkpoint")
     return model.eval().requires_grad_(False)
+
+
+def read_original(source: Path | str, config: GigaTokConfig | None = None) -> GigaTok:
+    """The tokenizer in one of GigaTok's checkpoints; nothing in it is run.
+
+    Parameters
+    ----------
+    source : path
+        What `weights.open_checkpoint` opens: a `.pt` file, a folder, `hf:owner/name/file`.
+    config : GigaTokConfig, optional
+        As for `from_state_dict`.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or it holds another model, or one that the configuration does not fit.
+    """
+    for scope in open_checkpoint(source).scopes:
+        if _MARK in scope.tensors:
+            shapes = {name: tensor.shape for name, tensor in scope.tensors.items()}
+            config = config or identify(shapes)
+            return from_state_dict({name: torch.from_numpy(scope.read(name)) for name in shapes}, config)
+    raise InputError(f"{source} holds no 1-D GigaTok tokenizer: there is no {_MARK} in it")
+
+
+def import_original(
+    source: Path | str, output: Path | str, config: GigaTokConfig | None = None, *, overwrite: bool = False
+) -> Manifest:
+    """Put the tokenizer of one of GigaTok's checkpoints into a folder that `load_tokenizer` opens.
+
+    Raises
+    ------
+    InputError
+        As `read_original`; or if the folder holds other work.
+    """
+    model = read_original(source, config)
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    inputs = {"weights": digest_json({name: digest_array(tensor.numpy()) for name, tensor in weights.items()})}
+    settings = {"family": "gigatok", **asdict(model.config)}
+    with Workspace(output, kind="tokenizer", settings=settings, inputs=inputs, overwrite=overwrite) as workspace:
+        if workspace.manifest is not None:
+            return workspace.manifest
+        save_config(workspace.folder, model.config, model.config.image_size)
+        with write_atomically(workspace.path(WEIGHTS)) as temporary:
+            save_file(weights, temporary)
+        codebook = GigaTokTokenizer(model, "").codebook
+        results = {
+            "n_parameters": sum(tensor.numel() for tensor in weights.values()),
+            "codebook_size": len(codebook),
+            "codebook_digest": codebook.digest,
+        }
+        return workspace.finish([CONFIG, WEIGHTS], results)
