@@ -36,7 +36,7 @@ from torch import Tensor
 
 from codeprior.errors import InputError
 
-from ._kernels import kernel
+from ._kernels import kernel, tie_rounded
 from ._matrix import SizeRule
 from ._merges import MergeLog
 from .linkage import _merge_duplicates
@@ -58,7 +58,7 @@ class _Plan:
     matrix_most: int  # clusters that may be held as a matrix
     chain_at: int = 1024  # clusters at which the matrix moves to the CPU
     chain_most: int = 16384  # clusters at which it moves if a round merges under one in 64 of them
-    pairs_per_cluster: float = 16.0  # neighbours to list for each cluster; sets the height H
+    neighbours: float = 32.0  # of a point within the first height H; four times as many for each further one
     block: int = 1 << 22  # matrix elements worked on at once
     listed_most: int = 1 << 24  # pairs of clusters that may be listed
 
@@ -66,12 +66,12 @@ class _Plan:
     def for_device(cls, device: torch.device) -> _Plan:
         if device.type != "cuda":
             return cls(matrix_most=8192)
-        free_bytes, _ = torch.cuda.mem_get_info(device)
+        free_bytes = _free_bytes(device)
         # The matrix and its compacted copy (at most 9/16 of it) are held together: 12.5 bytes an element, and blocks.
-        most = min(65536, math.isqrt(free_bytes // 16))
-        # A power of two, so that a little more or less of free memory does not change the shapes of matrix products.
-        block = 1 << min(28, max(20, int(math.log2(free_bytes / 64))))
-        return cls(matrix_most=most, block=block)
+        most = min(65536, math.isqrt(free_bytes // 16) // 4096 * 4096)
+        # Round numbers, so that a little more or less of free memory does not change a last digit somewhere.
+        block = 1 << min(28, max(20, int(math.log2(max(1, free_bytes) / 128))))
+        return cls(matrix_most=most, block=block, listed_most=block // 2)
 
 
 def average_linkage_torch(
@@ -127,11 +127,16 @@ def average_linkage_torch(
     try:
         return _linkage(vectors, n_clusters, weights, max_cluster_size, strict, torch_device, plan)
     except torch.cuda.OutOfMemoryError as error:
-        free_bytes, total_bytes = torch.cuda.mem_get_info(torch_device)
         raise InputError(
-            f"{torch_device} has too little memory for {vectors.shape[0]} codes of dimension {vectors.shape[1]}: "
-            f"{free_bytes / 2**30:.1f} of {total_bytes / 2**30:.1f} GiB free; free some, or use device 'cpu'"
+            f"device {device!r} has too little memory for {vectors.shape[0]} codes of dimension {vectors.shape[1]}: "
+            f"{_free_bytes(torch_device) / 2**30:.1f} GiB are free; free some, or use device 'cpu'"
         ) from error
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Return how much memory torch could still get: free on the device, or held by torch and not in use."""
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return free_bytes + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def _check_device(device: str) -> torch.device:
@@ -165,6 +170,8 @@ def _linkage(
     rule = SizeRule(at_most=bound) if strict else SizeRule(frozen_above=bound)
     clusters, _ = _merge_duplicates(vectors, weights, rule, log)
     keep = rule.may_merge(clusters.sizes)
+    if not keep.any():
+        return log.linkage()
     representatives = clusters.representatives[keep]
     x, scale = _scaled(torch.as_tensor(vectors[representatives]).to(device, torch.float64))
     forest = _Forest(
@@ -179,13 +186,10 @@ def _linkage(
     points = _Points(x, forest.weight.clone(), torch.arange(len(x), device=device))
 
     reached = 0.0  # the height up to which all merges are made
-    pairs_per_cluster = plan.pairs_per_cluster
+    neighbours = plan.neighbours
     while len(forest) > max(1, plan.matrix_most) and reached < forest.bound():
-        height = _height_to_list(points, forest, pairs_per_cluster, plan)
-        n_before = len(forest)
-        reached = _merge_below(height, points, forest, plan)
-        if len(forest) > n_before * 7 / 8:  # too few pairs were listed to be worth the pass over all points
-            pairs_per_cluster *= 2
+        reached = _merge_below(neighbours, points, forest, plan)
+        neighbours *= 4
     if len(forest) > 1 and reached < forest.bound():
         _merge_matrix(_mean_distance_matrix(points, forest, plan), forest, plan)
     return log.linkage()
@@ -289,7 +293,7 @@ def _segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
 def _tie_rounded(distance: Tensor) -> Tensor:
     """Round to 41 significant bits (Veltkamp's splitting), so that distances equal but for rounding are equal."""
     t = distance * 4097.0
-    return t.sub_(t - distance)
+    return t - (t - distance)
 
 
 def _mean_distances(groups: _Groups, a: Tensor, b: Tensor, block: int) -> Tensor:
@@ -338,50 +342,28 @@ def _distances(x: Tensor, y: Tensor) -> Tensor:
     return distance
 
 
-def _add_mean_rows(total: Tensor, slots: Tensor, groups: _Groups, block: int, *, triangle: bool) -> None:
-    """Add to ``total[i, j]``, zero before, the mean distance of clusters ``slots[i]`` and ``j``.
-
-    With `triangle`, `slots` must be all of them, and what stands below the diagonal is undefined.
-    """
-    x, order, start, share = groups.x, groups.order, groups.start, groups.share
-    owner, row = _expand(start[slots], start[slots + 1])
-    step = max(1, block // len(order))
-    for first in range(0, len(row), step):
-        mine, rows = owner[first : first + step], row[first : first + step]
-        low, high = int(mine[0]), int(mine[-1]) + 1
-        left = low if triangle else 0
-        columns = slice(int(start[left]), None)
-        # Columns come first: their sums then run along memory.
-        distance = _distances(x[order[columns]], x[order[rows]])
-        distance.mul_(share[columns, None]).mul_(share[rows])
-        by_cluster = _segment_sum(distance, start[left:] - start[left]).T.contiguous()
-        bounds = torch.searchsorted(mine, torch.arange(low, high + 1, device=x.device))
-        total[low:high, left:] += _segment_sum(by_cluster, bounds)
-
-
 # -- many clusters: a list of near pairs --------------------------------------------------------------------------
 
 
-def _height_to_list(points: _Points, forest: _Forest, pairs_per_cluster: float, plan: _Plan) -> float:
-    """Return a height below which each cluster has about `pairs_per_cluster` others on average; inf for all of them.
+def _height_to_list(groups: _Groups, forest: _Forest, neighbours: float) -> float:
+    """Return a height within which a point has, on average, `neighbours` points of other clusters; inf for all.
 
-    Taken from a sample of clusters, evenly spread and not drawn. A wrong guess costs time and nothing else.
+    Taken from a sample of points, evenly spread and not drawn. A wrong guess costs time and nothing else.
     """
-    n = len(forest)
-    sample = torch.linspace(0, n - 1, min(n, 64), dtype=torch.float64, device=points.x.device).long()
-    distance = points.x.new_zeros(len(sample), n)
-    _add_mean_rows(distance, sample, _Groups.of(points, forest), plan.block, triangle=False)
-    distance[torch.arange(len(sample), device=sample.device), sample] = math.inf
+    n_points = len(groups.order)
+    sample = torch.linspace(0, n_points - 1, min(n_points, 64), dtype=torch.float64, device=groups.x.device).long()
+    distance = _distances(groups.x[groups.order[sample]], groups.x[groups.order])
+    apart = groups.slot[sample, None] != groups.slot
     if forest.rule.at_most:
-        distance.masked_fill_(forest.size[sample, None] + forest.size > forest.rule.at_most, math.inf)
-    n_listed = max(1, round(pairs_per_cluster * len(sample)))
-    if n_listed >= distance.numel():
-        return math.inf
-    return float(_tie_rounded(distance.flatten().topk(n_listed, largest=False).values.max()))
+        size = forest.size[groups.slot]
+        apart &= size[sample, None] + size <= forest.rule.at_most
+    distance.masked_fill_(~apart, math.inf)
+    n_near = round(neighbours * len(sample))
+    return float(distance.flatten().topk(n_near, largest=False).values.max()) if n_near < distance.numel() else math.inf
 
 
 def _near_points(groups: _Groups, size: Tensor, max_sum: int, height: float, block: int) -> Iterator[Tensor]:
-    """Yield, block by block, (2, some) positions i < j of all pairs of points within `height`, and of a few more.
+    """Yield, some at a time, (2, some) positions i < j of all pairs of points within `height`, and of a few more.
 
     Float32 matrix products decide. The squared lengths enter reduced by more than all rounding errors together, so
     that what they give is never more than the true squared distance.
@@ -392,13 +374,17 @@ def _near_points(groups: _Groups, size: Tensor, max_sum: int, height: float, blo
     left = torch.cat([x, reduced, torch.ones_like(reduced)], dim=1).float()
     right = torch.cat([-2 * x, torch.ones_like(reduced), reduced], dim=1).float().T.contiguous()
     sqheight = height * height * (1 + 1e-6)
-    step = max(1, block // len(x))
-    for first in range(0, len(x), step):
-        near = left[first : first + step] @ right[:, first:] <= sqheight
+    found: list[Tensor] = []
+    for rows in _slices(len(x), block // len(x)):
+        near = left[rows] @ right[:, rows.start :] <= sqheight
         if max_sum:
-            near &= size[groups.slot[first : first + step]][:, None] + size[groups.slot[first:]] <= max_sum
+            near &= size[groups.slot[rows], None] + size[groups.slot[rows.start :]] <= max_sum
         pairs = near.nonzero().T
-        yield pairs[:, pairs[0] < pairs[1]] + first
+        found.append(pairs[:, pairs[0] < pairs[1]] + rows.start)
+        # Many blocks give few pairs each, and what follows costs the same for a few as for many.
+        if sum(pairs.shape[1] for pairs in found) > block // 64 or rows.stop == len(x):
+            yield torch.cat(found, dim=1)
+            found.clear()
 
 
 def _operand_rounding() -> float:
@@ -406,12 +392,11 @@ def _operand_rounding() -> float:
     return {"highest": 2.0**-24, "high": 2.0**-11}.get(torch.get_float32_matmul_precision(), 2.0**-8)
 
 
-def _list_pairs(height: float, points: _Points, forest: _Forest, plan: _Plan) -> tuple[Tensor, Tensor, Tensor, float]:
+def _list_pairs(height: float, groups: _Groups, forest: _Forest, plan: _Plan) -> tuple[Tensor, Tensor, Tensor, float]:
     """Return all pairs of clusters a < b within a height, their mean distances, and the height.
 
     That is `height`, or a lower one if there are too many such pairs.
     """
-    groups = _Groups.of(points, forest)
     n = len(forest)
     keys = groups.order.new_zeros(0)
     distances = groups.x.new_zeros(0)
@@ -440,9 +425,14 @@ def _mutually_nearest(a: Tensor, b: Tensor, distance: Tensor, n: int) -> Tensor:
     return (nearest[a] == b) & (nearest[b] == a)
 
 
-def _merge_below(height: float, points: _Points, forest: _Forest, plan: _Plan) -> float:
-    """Make all merges up to `height`, or up to a lower height that suffices or lists fewer pairs, and return that."""
-    a, b, distance, height = _list_pairs(height, points, forest, plan)
+def _merge_below(neighbours: float, points: _Points, forest: _Forest, plan: _Plan) -> float:
+    """Make all merges up to some height, and return it.
+
+    That is the height within which a point has about so many `neighbours`, or a lower one that suffices or lists fewer
+    pairs of clusters.
+    """
+    groups = _Groups.of(points, forest)
+    a, b, distance, height = _list_pairs(_height_to_list(groups, forest, neighbours), groups, forest, plan)
     while True:
         height = min(height, forest.bound())
         chosen = _mutually_nearest(a, b, distance, len(forest)) & (distance <= height)
@@ -488,16 +478,39 @@ def _mean_distance_matrix(points: _Points, forest: _Forest, plan: _Plan) -> Tens
     """Return the (n, n) float64 mean distances between clusters; `_FAR` on the diagonal and where no merge may be."""
     n = len(forest)
     matrix = points.x.new_zeros(n, n)
-    _add_mean_rows(matrix, torch.arange(n, device=matrix.device), _Groups.of(points, forest), plan.block, triangle=True)
-    step = max(1, plan.block // n)
-    for first in range(0, n, step):
-        rows = slice(first, first + step)
+    _fill_triangle(matrix, _Groups.of(points, forest), plan)
+    for rows in _slices(n, min(plan.block // n, n // 16)):
         corner = matrix[rows, rows].triu(1)
         matrix[rows, rows] = corner + corner.T
-        matrix[first + step :, rows] = matrix[rows, first + step :].T
+        matrix[rows.stop :, rows] = matrix[rows, rows.stop :].T
         if forest.rule.at_most:
             matrix[rows].masked_fill_(forest.size[rows, None] + forest.size > forest.rule.at_most, _FAR)
     return matrix.fill_diagonal_(_FAR)
+
+
+def _fill_triangle(matrix: Tensor, groups: _Groups, plan: _Plan) -> None:
+    """Add the mean distances (DCPE, Eq. 2) to the zeros above the diagonal; those below are left undefined."""
+    start, slot, share = groups.start, groups.slot, groups.share
+    x = groups.x[groups.order]
+    n_points, alone = len(x), len(x) == len(matrix)
+    # In sixteenths at least: the columns that a block need not look at are then nearly half of all.
+    for rows in _slices(n_points, min(plan.block // n_points, n_points // 16)):
+        low, high = int(slot[rows.start]), int(slot[rows.stop - 1]) + 1
+        columns = slice(int(start[low]), n_points)
+        # Columns come first: the sums over them then run along memory.
+        distance = _distances(x[columns], x[rows])
+        if alone:  # every cluster is one point
+            matrix[rows, columns] = distance.T
+            continue
+        distance.mul_(share[columns, None]).mul_(share[rows])
+        by_column = _segment_sum(distance, start[low:] - start[low]).T.contiguous()
+        bounds = torch.searchsorted(slot[rows], torch.arange(low, high + 1, device=x.device))
+        matrix[low:high, low:] += _segment_sum(by_column, bounds)
+
+
+def _slices(n: int, step: int) -> Iterator[slice]:
+    for first in range(0, n, max(1, step)):
+        yield slice(first, min(n, first + max(1, step)))
 
 
 def _weighted_mean(p: Tensor, q: Tensor, p_share: Tensor, q_share: Tensor) -> Tensor:
@@ -532,10 +545,21 @@ def _merge_matrix(matrix: Tensor, forest: _Forest, plan: _Plan) -> None:
 
 
 def _nearest_in_rows(matrix: Tensor, plan: _Plan) -> tuple[Tensor, Tensor]:
-    """Return for each row its least distance, rounded, and the first column that has it."""
-    step = max(1, plan.block // len(matrix))
-    found = [_tie_rounded(rows).min(dim=1) for rows in matrix.split(step)]
-    return torch.cat([least.values for least in found]), torch.cat([least.indices for least in found])
+    """Return for each row its least distance, rounded, and the first column that has it once it is rounded."""
+    heights, columns = [], []
+    for rows in matrix.split(max(1, plan.block // len(matrix))):
+        height = _tie_rounded(rows.amin(dim=1))
+        columns.append((rows <= _rounds_to_most(height)[:, None]).view(torch.uint8).argmax(dim=1))
+        heights.append(height)
+    return torch.cat(heights), torch.cat(columns)
+
+
+def _rounds_to_most(height: Tensor) -> Tensor:
+    """Return the largest number that `_tie_rounded` turns into `height`, which is rounded itself."""
+    # 12 of the 53 bits are dropped: half of the last bit that is kept is 2048 steps up.
+    middle = (height.view(torch.int64) + 2048).view(torch.float64)
+    below = (height.view(torch.int64) + 2047).view(torch.float64)
+    return torch.where(_tie_rounded(middle) == height, middle, below)
 
 
 def _merge_rows(matrix: Tensor, low: Tensor, high: Tensor, height: Tensor, forest: _Forest, plan: _Plan) -> Tensor:
@@ -545,9 +569,7 @@ def _merge_rows(matrix: Tensor, low: Tensor, high: Tensor, height: Tensor, fores
     gone = forest.merge(low, high, height)
 
     rows = matrix.new_empty(len(low), len(matrix))
-    step = max(1, plan.block // len(matrix))
-    for first in range(0, len(low), step):
-        some = slice(first, first + step)
+    for some in _slices(len(low), plan.block // len(matrix)):
         rows[some] = _weighted_mean(
             matrix[low[some]], matrix[high[some]], low_share[some, None], high_share[some, None]
         )
@@ -569,9 +591,8 @@ def _compacted(matrix: Tensor, alive: Tensor, forest: _Forest, plan: _Plan) -> t
     slots = alive.nonzero().squeeze(1)
     forest.keep(slots)
     smaller = matrix.new_empty(len(slots), len(slots))
-    step = max(1, plan.block // len(matrix))
-    for first in range(0, len(slots), step):
-        smaller[first : first + step] = matrix[slots[first : first + step]][:, slots]
+    for some in _slices(len(slots), plan.block // len(matrix)):
+        smaller[some] = matrix[slots[some]][:, slots]
     return smaller, alive[slots]
 
 
@@ -607,13 +628,19 @@ def _chain(matrix, size, weight, formed, frozen_above, at_most):  # type: ignore
             chain[0] = left[0]
             n_chain = 1
         end = chain[n_chain - 1]
-        nearest, least = -1, _FAR
         row = matrix[end]
+        least = _FAR
         for k in range(n_left):
-            t = row[left[k]] * 4097.0
-            distance = t - (t - row[left[k]])  # as _tie_rounded
-            if distance < least:
-                nearest, least = left[k], distance
+            if row[left[k]] < least:
+                least = row[left[k]]
+        nearest = -1
+        if least < _FAR:
+            # Of those that are equal once rounded, the first.
+            least = tie_rounded(least)
+            for k in range(n_left):
+                if tie_rounded(row[left[k]]) == least:
+                    nearest = left[k]
+                    break
         out_a, out_b = -1, -1
         if nearest < 0:  # it may not merge with anyone, and never will
             n_chain -= 1
