@@ -21,27 +21,30 @@ from codeprior.weights import open_checkpoint
 
 _MARK = "s2to1encoder.encoder_embed.weight"  # only 1-D GigaTok tokenizers have it
 
-# What GigaTok assumes where a YAML says nothing, as far as encoding and decoding go.
-_DEFAULTS: dict[str, Any] = {
-    "codebook_size": 16384,
-    "codebook_embed_dim": 8,
-    "codebook_l2_norm": True,
-    "encoder_ch_mult": [1, 1, 2, 2, 4],
-    "decoder_ch_mult": [1, 1, 2, 2, 4],
+# The options of `init_args`, with what GigaTok assumes where a YAML says nothing.
+_RENAMED: dict[str, tuple[str, Any]] = {
+    "codebook_size": ("codebook_size", 16384),
+    "codebook_embed_dim": ("codebook_dim", 8),
+    "codebook_l2_norm": ("normalize", True),
+    "num_latent_tokens": ("n_tokens", 256),
+    "z_channels": ("z_channels", 256),
+    "encoder_ch_mult": ("encoder_multipliers", (1, 1, 2, 2, 4)),
+    "decoder_ch_mult": ("decoder_multipliers", (1, 1, 2, 2, 4)),
+    "use_qk_norm": ("qk_norm", False),
+    "adaptive_gn": ("adaptive_norm", False),
+    "d2s_up": ("depth_to_space", False),
+    "use_attn": ("attention", True),
+}
+_ENCODER_QUERIES = {"multi_level_query_init": "pooled", "learnable_1d_query_init": "learned"}
+_DECODER_QUERIES = {
+    "last_level_2d_query_init": "last_level",
+    "multi_level_2d_query_init": "multi_level",
+    "learnable_2d_query_init": "learned",
+}
+_OTHERS = {
     "model_size": "small",
     "encoder_size": None,
     "decoder_size": None,
-    "num_latent_tokens": 256,
-    "z_channels": 256,
-    "use_qk_norm": False,
-    "multi_level_query_init": False,
-    "learnable_1d_query_init": False,
-    "last_level_2d_query_init": False,
-    "multi_level_2d_query_init": False,
-    "learnable_2d_query_init": False,
-    "adaptive_gn": False,
-    "d2s_up": False,
-    "use_attn": True,
     "distill_depth": None,
     "out_inner_dim": None,
 }
@@ -96,41 +99,23 @@ def _config(record: Mapping[str, Any]) -> GigaTokConfig:
     model_class, arguments = record["model"]["model_cls"], dict(record["model"]["init_args"])
     if model_class != "VQVitModelPlus":
         raise InputError(f"model_cls must be VQVitModelPlus, a 1-D tokenizer, got {model_class}")
+    known = {*_RENAMED, *_ENCODER_QUERIES, *_DECODER_QUERIES, *_OTHERS, *_OF_TRAINING}
     for name, value in arguments.items():
-        if value and name not in _DEFAULTS and name not in _OF_TRAINING:
+        if value and name not in known:
             raise InputError(f"init_args.{name}: {value} is not supported")
-    options = {**_DEFAULTS, **arguments}
+    options = {**_OTHERS, **arguments}
     return GigaTokConfig(
         encoder=options["encoder_size"] or options["model_size"],
         decoder=options["decoder_size"] or options["model_size"],
-        codebook_size=options["codebook_size"],
-        codebook_dim=options["codebook_embed_dim"],
-        normalize=options["codebook_l2_norm"],
-        n_tokens=options["num_latent_tokens"],
-        z_channels=options["z_channels"],
-        encoder_multipliers=tuple(options["encoder_ch_mult"]),
-        decoder_multipliers=tuple(options["decoder_ch_mult"]),
-        encoder_queries=_chosen(options, {"multi_level_query_init": "pooled", "learnable_1d_query_init": "learned"})
-        or "mean",
-        decoder_queries=_chosen(
-            options,
-            {
-                "last_level_2d_query_init": "last_level",
-                "multi_level_2d_query_init": "multi_level",
-                "learnable_2d_query_init": "learned",
-            },
-        )
-        or "first",
-        qk_norm=options["use_qk_norm"],
-        adaptive_norm=options["adaptive_gn"],
-        depth_to_space=options["d2s_up"],
-        attention=options["use_attn"],
+        encoder_queries=_chosen(options, _ENCODER_QUERIES) or "mean",
+        decoder_queries=_chosen(options, _DECODER_QUERIES) or "first",
         distill_width=_distill_width(options, record.get("trainer") or {}),
+        **{ours: options.get(theirs, default) for theirs, (ours, default) in _RENAMED.items()},
     )
 
 
 def _chosen(options: Mapping[str, Any], meanings: Mapping[str, str]) -> str | None:
-    set_options = [name for name in meanings if options[name]]
+    set_options = [name for name in meanings if options.get(name)]
     if len(set_options) > 1:
         raise InputError(f"of {' and '.join(set_options)} at most one may be set")
     return meanings[set_options[0]] if set_options else None
