@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from sklearn.cluster import KMeans
 
 import naive
+from codeprior.clustering import kmeans as kmeans_module
+from codeprior.clustering._parallel import RowPool
 from codeprior.clustering.kmeans import (
     _draw_distinct,
     balanced_kmeans,
@@ -114,6 +117,40 @@ def test_kmeans_is_plain_lloyd_from_the_codes_drawn(n, width, k, seed, weighted)
     np.testing.assert_array_equal(labels, by_first_appearance(expected))
 
 
+SEARCHES = {"all": (10**9, 0), "tree": (1, 10**9), "products": (1, 0)}  # _FEW_CENTRES, _NARROW
+
+
+@pytest.fixture(params=SEARCHES, scope="module")
+def search(request):
+    """Find nearest centres in one of the three ways, whatever the sizes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kmeans_module, "_FEW_CENTRES", SEARCHES[request.param][0])
+        patch.setattr(kmeans_module, "_NARROW", SEARCHES[request.param][1])
+        yield request.param
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 60), st.integers(1, 30), st.integers(1, 6), seeds, st.booleans())
+def test_every_search_finds_the_lowest_of_the_nearest_centres(search, n, k, width, seed, coarse):
+    rng = np.random.default_rng(seed)
+    x = coarse_codes(seed, n, width).astype(float) if coarse else rng.normal(size=(n, width))
+    centres = coarse_codes(seed + 1, k, width).astype(float) if coarse else x[rng.integers(0, n, size=k)] / 3
+    with RowPool(2) as pool:
+        nearest, sqdist = kmeans_module._nearest_of(x, centres, pool)
+    expected = ((x[:, None] - centres[None]) ** 2).sum(axis=2)
+    np.testing.assert_array_equal(nearest, naive_nearest(expected))
+    np.testing.assert_allclose(sqdist, expected.min(axis=1), rtol=1e-12, atol=1e-24)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_kmeans_ends_where_scikit_learn_ends_from_the_same_codes(search, weighted):
+    rng = np.random.default_rng(11)
+    x = rng.normal(size=(900, 6)) + 3 * rng.integers(0, 3, size=(900, 1))
+    weights = rng.uniform(0.5, 2, size=900) if weighted else None
+    theirs = KMeans(60, init=x[_draw_distinct(x, 60, 3)], n_init=1, tol=0, max_iter=300).fit(x, sample_weight=weights)
+    np.testing.assert_array_equal(kmeans(x, 60, seed=3, weights=weights), by_first_appearance(theirs.labels_))
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 60), st.integers(1, 6), seeds, st.integers(1, 5), st.data())
 def test_balanced_kmeans_equals_the_plain_greedy_assignment(n, width, seed, iterations, data):
@@ -217,18 +254,19 @@ def test_the_same_seed_gives_the_same_labels_and_leaves_the_input_alone(method):
     assert not np.array_equal(method(x, 17, 5), method(x, 17, 6))
 
 
-@pytest.mark.parametrize("method", [balanced_kmeans, centroid_free_kmeans])
-def test_threads_change_nothing(method):
+@pytest.mark.parametrize("method", [kmeans, balanced_kmeans, centroid_free_kmeans])
+@pytest.mark.parametrize("k", [9, 300])
+def test_threads_change_nothing(method, k):
     x = np.random.default_rng(0).normal(size=(9000, 5))  # three blocks of rows
-    one = method(x, 9, seed=0, max_iterations=3, n_threads=1)
-    np.testing.assert_array_equal(one, method(x, 9, seed=0, max_iterations=3, n_threads=4))
+    one = method(x, k, seed=0, max_iterations=3, n_threads=1)
+    np.testing.assert_array_equal(one, method(x, k, seed=0, max_iterations=3, n_threads=4))
 
 
 @every_member
 def test_well_separated_groups_are_found_once_each_has_a_seed(method):
-    x = np.repeat(np.eye(6) * 100, 10, axis=0) + np.random.default_rng(0).normal(size=(60, 6))
-    found = [method(x, 6, seed) for seed in range(60)]
-    assert any(np.array_equal(labels, np.repeat(np.arange(6), 10)) for labels in found)
+    x = np.repeat(np.eye(3) * 100, 10, axis=0) + np.random.default_rng(0).normal(size=(30, 3))
+    found = [method(x, 3, seed) for seed in range(15)]
+    assert any(np.array_equal(labels, np.repeat(np.arange(3), 10)) for labels in found)
 
 
 def test_weights_pull_the_centres():

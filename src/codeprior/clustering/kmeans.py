@@ -7,13 +7,12 @@ same labels for the same seed. Distances are Euclidean: normalise the rows first
 from __future__ import annotations
 
 import hashlib
-import warnings
 
 import numpy as np
 from numba import njit
+from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
-from sklearn.cluster import KMeans, kmeans_plusplus
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.cluster import kmeans_plusplus
 from threadpoolctl import threadpool_limits
 
 from codeprior.clustering._parallel import RowPool
@@ -24,6 +23,10 @@ INITIALISATIONS = ("random", "k-means++")
 
 # How far, as a part of the longest vector, a bound may be off by rounding; looking further never changes the answer.
 _BOUND_SLACK = 1e-9
+
+# Up to so many centres all are tried for each code; up to so many dimensions a k-d tree beats matrix products.
+_FEW_CENTRES = 256
+_NARROW = 16
 
 # Distances computed between two looks at the keyboard: well under a second on one core, so that Ctrl-C is answered.
 _DISTANCES_PER_BLOCK = 1 << 25
@@ -37,6 +40,7 @@ def kmeans(
     init: str = "random",
     weights: np.ndarray | None = None,
     max_iterations: int = 300,
+    n_threads: int | None = None,
 ) -> np.ndarray:
     """Cluster code vectors by Lloyd's k-means, from one initialisation.
 
@@ -55,6 +59,8 @@ def kmeans(
         Positive weight of each code, say how often it is used; 1 by default.
     max_iterations : int
         Lloyd iterations at most; it nearly always stops earlier, when no code changes its cluster.
+    n_threads : int, optional
+        Threads for the distances; all cores by default. The labels do not depend on it.
 
     Returns
     -------
@@ -69,10 +75,10 @@ def kmeans(
 
     Notes
     -----
-    The iterations are scikit-learn's, on one thread: its threads add centroids up in the order in which they finish,
-    and a last digit decides which of two equally near centroids a code goes to. Codes with equal vectors enter as one
-    point of their joint weight and stay together, unless fewer than `n_clusters` vectors differ. 16,384 codes of
-    dimension 8 take 0.2 s into 128 clusters and 1.5 s into 8,192.
+    Ties: the lower centre. A cluster left empty takes the code farthest from its centre. Codes with equal vectors
+    enter as one point of their joint weight and stay together, unless fewer than `n_clusters` vectors differ.
+    scikit-learn's `KMeans` from the same centres ends with the same clusters; its sums depend on the number of
+    threads, and with many clusters it compares each code with every centre.
 
     References
     ----------
@@ -93,18 +99,21 @@ def kmeans(
         return by_first_appearance(fill_empty_clusters(vectors, code_to_point, n_clusters))
 
     point_weights = np.bincount(code_to_point, weights)
-    with warnings.catch_warnings():
-        # Told again below, and put right, by `fill_empty_clusters`.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        with threadpool_limits(limits=1):
-            if init == "random":
-                centres = vectors[_draw_distinct(vectors, n_clusters, seed)]
-            else:
-                centres, _ = kmeans_plusplus(points, n_clusters, sample_weight=point_weights, random_state=seed)
-            lloyd = KMeans(n_clusters, init=centres, n_init=1, max_iter=max_iterations, tol=0.0, algorithm="lloyd")
-            point_labels = lloyd.fit(points, sample_weight=point_weights).labels_.astype(np.int64)
-    labels = fill_empty_clusters(vectors, point_labels[code_to_point], n_clusters)
-    return by_first_appearance(labels)
+    if init == "random":
+        centres = vectors[_draw_distinct(vectors, n_clusters, seed)]
+    else:
+        with threadpool_limits(limits=1):  # sums whose last digit does not depend on the cores
+            centres, _ = kmeans_plusplus(points, n_clusters, sample_weight=point_weights, random_state=seed)
+    labels = np.full(len(points), -1, dtype=np.int64)
+    with RowPool(n_threads) as pool:
+        for _ in range(max_iterations):
+            nearest, sqdist = _nearest_of(points, centres, pool)
+            nearest = fill_empty_clusters(points, nearest, n_clusters, sqdist)
+            if np.array_equal(nearest, labels):
+                break
+            labels = nearest
+            centres = cluster_means(points, labels, n_clusters, point_weights)
+    return by_first_appearance(labels[code_to_point])
 
 
 def balanced_kmeans(
@@ -395,6 +404,50 @@ def fill_empty_clusters(
     return labels
 
 
+def _nearest_of(vectors: np.ndarray, centres: np.ndarray, pool: RowPool) -> tuple[np.ndarray, np.ndarray]:
+    """Give the nearest centre of each row, and its squared distance: the lower centre where two are equally near.
+
+    With few centres all are tried. Otherwise a k-d tree (narrow vectors) or a matrix product (wide ones) names the
+    nearest, and rows for which rounding leaves a doubt try all of them too.
+    """
+    n_rows, n_centres = len(vectors), len(centres)
+    nearest, sqdist = np.empty(n_rows, dtype=np.int64), np.empty(n_rows)
+    columns = np.ascontiguousarray(centres.T)
+    every = _rows_a_block(n_centres)
+    if n_centres <= _FEW_CENTRES:
+        pool.run(_nearest_centres, n_rows, every, vectors, columns, nearest, sqdist)
+        return nearest, sqdist
+    unsure = np.empty(n_rows, dtype=bool)
+    if vectors.shape[1] <= _NARROW:
+        tree = cKDTree(centres)
+
+        def search(start: int, stop: int) -> None:
+            distances, found = tree.query(vectors[start:stop], k=2)
+            nearest[start:stop] = found[:, 0]
+            sqdist[start:stop] = distances[:, 0] ** 2
+            unsure[start:stop] = distances[:, 1] <= distances[:, 0] * (1 + _BOUND_SLACK)
+
+        block = 4096
+    else:
+        half_norms = np.square(centres).sum(axis=1) / 2
+
+        def search(start: int, stop: int) -> None:
+            rows = vectors[start:stop]
+            gap = np.empty(len(rows))  # half the difference of the two smallest squared distances
+            _two_nearest(rows @ columns, half_norms, nearest[start:stop], gap)
+            unsure[start:stop] = gap <= 1e-12 * (np.square(rows).sum(axis=1) + half_norms.max())
+            sqdist[start:stop] = np.square(rows - centres[nearest[start:stop]]).sum(axis=1)
+
+        block = max(256, (1 << 19) // n_centres)  # small for the cache; not smaller, for each product packs all centres
+    with threadpool_limits(limits=1, user_api="blas"):  # the pool has the threads
+        pool.run(search, n_rows, block)
+    again = np.flatnonzero(unsure)
+    exact, exact_sqdist = np.empty(len(again), dtype=np.int64), np.empty(len(again))
+    pool.run(_nearest_centres, len(again), every, vectors[again], columns, exact, exact_sqdist)
+    nearest[again], sqdist[again] = exact, exact_sqdist
+    return nearest, sqdist
+
+
 def _draw_distinct(vectors: np.ndarray, n_codes: int, seed: int) -> np.ndarray:
     """Draw codes at random, no two with equal vectors; fewer than `n_codes` where fewer vectors differ."""
     drawn = np.random.default_rng(seed).permutation(len(vectors))
@@ -458,6 +511,22 @@ def _nearest_centres(start, stop, vectors, columns, nearest, sqdist):  # type: i
                 best = centre
         nearest[row] = best
         sqdist[row] = to_centre[best]
+
+
+@njit(cache=True, nogil=True)
+def _two_nearest(products, half_norms, nearest, gap):  # type: ignore[no-untyped-def]
+    """Find each row's smallest ``half_norm - product``, which is the nearest centre, and the step to the next one."""
+    for row in range(len(products)):
+        best, second, found = np.inf, np.inf, 0
+        for centre in range(len(half_norms)):
+            half = half_norms[centre] - products[row, centre]
+            if half < second:
+                if half < best:
+                    second, best, found = best, half, centre
+                else:
+                    second = half
+        nearest[row] = found
+        gap[row] = second - best
 
 
 @njit(cache=True, nogil=True)
