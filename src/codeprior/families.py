@@ -256,9 +256,9 @@ def _find_name(checkpoint: Checkpoint, scope: Scope, rows: list[Family]) -> str:
     names = list(scope.tensors)
     found = list(dict.fromkeys(name for row in rows or FAMILIES for name in row.keys(names)))
     found = [name for name in found if len(found) == 1 or _averaged_name(name) not in found]
-    if not found and len(names) <= FEW:
-        found = [name for name in names if len(scope.tensors[name].shape) == 2]
-        found = found if len(found) == 1 else []
+    if not found and len(names) <= FEW and not _is_model(scope):
+        matrices = [name for name in names if len(scope.tensors[name].shape) == 2]
+        found = matrices if len(matrices) == 1 else []
     if not found:
         raise InputError(_nothing(checkpoint, scope))
     if len(found) > 1:
@@ -278,12 +278,20 @@ def _named(checkpoint: Checkpoint, scope: Scope, key: str) -> str:
     return found[0]
 
 
+def _is_model(scope: Scope) -> bool:
+    """Whether there is more in the file than somebody's export of a codebook."""
+    return bool(_rooms(scope) & {"encoder", "decoder", "tok_embeddings"})
+
+
+def _rooms(scope: Scope) -> set[str]:
+    return {name.partition(".")[0] for name in scope.tensors}
+
+
 def _nothing(checkpoint: Checkpoint, scope: Scope) -> str:
     said = f"{checkpoint.source} holds no codebook"
-    rooms = {name.partition(".")[0] for name in scope.tensors}
-    if {"encoder", "decoder"} <= rooms:
+    if _rooms(scope) >= {"encoder", "decoder"}:
         return f"{said}; {LFQ}. If it has one under another name, give --key: it holds {_matrices(scope)}"
-    if "tok_embeddings" in rooms:
+    if "tok_embeddings" in _rooms(scope):
         return f"{said}: it is a transformer; its tokenizer's file has the codebook"
     return f"{said} that is known by its name; it holds {_matrices(scope)}: give --key"
 
