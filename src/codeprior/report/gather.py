@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from codeprior.artifact import MANIFEST, UNFINISHED, Manifest, read_json, read_manifest
+from codeprior.artifact import MANIFEST, UNFINISHED, Manifest, digest_array, read_json, read_manifest
 from codeprior.errors import InputError
 from codeprior.prior import CodebookPrior, is_prior_file
 
@@ -61,23 +61,15 @@ class Findings:
     def _by_digest(self) -> dict[str, Manifest]:
         return {manifest.digest: manifest for manifest in self.manifests}
 
-    @cached_property
-    def _priors_by_digest(self) -> dict[str, PriorFile]:
-        return {prior.digest: prior for prior in self.priors}
-
     def source(self, manifest: Manifest | None, name: str) -> Manifest | None:
         """The artifact that another names as its input, if it lies below the folder too."""
         return self._by_digest.get(manifest.inputs.get(name, "")) if manifest else None
-
-    def prior_of(self, manifest: Manifest) -> PriorFile | None:
-        """The prior that a checkpoint was trained with, if it lies below the folder."""
-        return self._priors_by_digest.get(manifest.inputs.get("prior", ""))
 
     @cached_property
     def model_labels(self) -> dict[str, str]:
         """What each checkpoint is called, by its digest: its objective, and its place where that is not enough."""
         models = self.of("checkpoint")
-        plain = {model.digest: _model_label(model, self.prior_of(model)) for model in models}
+        plain = {model.digest: _model_label(model) for model in models}
         counts = Counter(plain.values())
         return {
             model.digest: label if counts[label] == 1 else f"{label} ({self.place(model.folder)})"
@@ -105,11 +97,9 @@ def method_name(method: str | None) -> str:
     return METHOD_NAMES.get(method or "", method or "none")
 
 
-def _model_label(model: Manifest, prior: PriorFile | None) -> str:
-    if model.results.get("objective") == "token":
-        return "plain tokens"
-    method = model.results.get("method") or (prior and prior.prior.method)
-    return f"{method_name(method)} clusters" if method else "clusters"
+def _model_label(model: Manifest) -> str:
+    method = model.results.get("method")
+    return f"{method_name(method)} clusters" if method else "plain tokens"
 
 
 def gather(folder: Path) -> Findings:
@@ -138,7 +128,8 @@ def gather(folder: Path) -> Findings:
         except InputError as error:
             problems.append(str(error))
             continue
-        priors.setdefault(prior.digest, prior)  # a checkpoint carries a copy of its prior
+        partition = f"{prior.prior.codebook_digest} {digest_array(prior.prior.token_to_cluster)}"
+        priors.setdefault(partition, prior)  # a checkpoint carries a copy of its prior, deeper in the folder
     if not manifests and not priors:
         raise InputError(f"{folder} holds no artifacts of codeprior; run `codeprior demo`, or another verb, first")
     return Findings(folder, manifests, list(priors.values()), problems)
