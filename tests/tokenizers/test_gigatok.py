@@ -28,6 +28,11 @@ def normal(seed, *shape):
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
 
 
+def available_bytes():
+    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), float("inf"))
+
+
 def meta(config):
     with torch.device("meta"):
         return GigaTok(config)
@@ -51,8 +56,10 @@ def test_it_has_the_names_the_shapes_and_the_parameters_of_the_original(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)  # the larger one takes 2.5 GB
+@pytest.mark.parametrize("name", NAMES)
 def test_it_computes_what_the_original_computed(name):
+    if 5 * STATE_DICTS[name]["params"] + 10**9 > available_bytes():  # float32, a layer's features, the rest
+        pytest.skip("memory is short")
     recorded = np.load(GOLDEN / "gigatok_io.npz")
     model = rebuild(meta(PRESETS[NAMES[name]]))
     image = np.random.default_rng(3).uniform(-1, 1, (1, 3, 256, 256)).astype(np.float32)
