@@ -221,3 +221,12 @@ def test_another_codebooks_prior_or_codes_are_refused_with_both_digests(tiny, st
         train(settings(tiny, tmp_path / "gpt", **{role: stranger}, **prior))
     assert all(digest in str(refusal.value) for digest in digests)
     assert not (tmp_path / "gpt").exists()
+
+
+def test_held_out_codes_of_other_classes_are_refused(tiny, tmp_path):
+    with np.load(tiny / "heldout.npz") as arrays:
+        np.savez(tmp_path / "few.npz", arr_0=arrays["arr_0"], arr_1=arrays["arr_1"] % 4)
+    data = str(tmp_path / "few.npz")
+    encode(EncodeConfig(data=data, tokenizer=tiny / "tokenizer", output=tmp_path / "codes", device="cpu"))
+    with pytest.raises(InputError, match=r"10 classes .* 4 classes"):
+        train(settings(tiny, tmp_path / "gpt", heldout_codes=tmp_path / "codes"))

@@ -283,11 +283,12 @@ class _Run:
 
     @torch.no_grad()
     def _validate(self, store: CodeStore) -> None:
-        """Record the held-out loss: first views, true classes, no dropout."""
+        """Record the held-out loss: images from all over the store, first views, true classes, no dropout."""
         self.model.eval()
         n_images, total = min(len(store), self.config.heldout_images), 0.0
+        chosen = np.arange(n_images) * len(store) // n_images  # stores are often in the order of the classes
         for start in range(0, n_images, self.config.batch_size):
-            rows = np.arange(start, min(start + self.config.batch_size, n_images))
+            rows = chosen[start : start + self.config.batch_size]
             targets, classes = self._batch(store, rows, 0)
             with self._autocast():
                 logits = self.model(classes, targets[:, :-1])
@@ -360,7 +361,9 @@ def _check_inputs(codes: CodeStore, heldout: CodeStore | None, prior: CodebookPr
             f"the training codes belong to codebook {ours}, the held-out codes to codebook {other}; "
             "encode both with one tokenizer"
         )
-    for name in ("grid", "class_names"):
-        ours, other = getattr(codes, name), getattr(heldout, name)
-        if ours != other:
-            raise InputError(f"the training codes have {name} {ours}, the held-out codes {other}; encode them alike")
+    if heldout.grid != codes.grid:
+        raise InputError(f"training codes lie on a grid of {codes.grid}, held-out codes of {heldout.grid}")
+    if heldout.class_names != codes.class_names:
+        both = (codes.class_names, heldout.class_names)
+        ours, other = (f"{len(names)} classes ({', '.join(names[:3])}, ...)" for names in both)
+        raise InputError(f"training codes have {ours}, held-out codes {other}; both need the same classes")
