@@ -8,6 +8,7 @@ to call anything else is refused by name. Formats: the zip archives of torch >= 
 
 from __future__ import annotations
 
+import _compat_pickle
 import io
 import os
 import pickle
@@ -40,11 +41,11 @@ _CONTAINERS = {"dict": dict, "list": list, "tuple": tuple, "set": set, "frozense
 # The standard library's names that honest checkpoints carry; they become leftovers, any other of its names is refused.
 _HARMLESS = {
     "argparse.Namespace", "types.SimpleNamespace", "functools.partial", "copyreg._reconstructor", "_codecs.encode",
-    "copy_reg._reconstructor", "uuid.UUID", "decimal.Decimal", "fractions.Fraction", "collections.defaultdict",
+    "uuid.UUID", "decimal.Decimal", "fractions.Fraction", "collections.defaultdict",
     "collections.Counter", "collections.deque", "collections.ChainMap", "enum.Enum", "enum.IntEnum", "enum.auto",
-    *(f"{room}.{name}" for room in ("builtins", "__builtin__") for name in (
-        "object", "type", "int", "float", "str", "unicode", "bool", "bytes", "complex", "range", "slice", "bytearray",
-        "getattr", "NoneType", "Ellipsis")),
+    *(f"builtins.{name}" for name in (
+        "object", "type", "int", "float", "str", "bool", "bytes", "complex", "range", "slice", "bytearray", "getattr",
+        "NoneType", "Ellipsis")),
 }  # fmt: skip
 _HARMLESS_ROOMS = ("pathlib", "datetime", "typing", "zoneinfo")
 # Functions of other packages that honest checkpoints call: they rebuild values, and here do nothing.
@@ -195,16 +196,16 @@ class _Reader(pickle.Unpickler):
         self._find_storage = find_storage
 
     def find_class(self, module: str, name: str) -> Any:
+        module, name = _as_named_today(module, name)
         full = f"{module}.{name}"
         if full in _BUILDERS:
             return _Builder(_BUILDERS[full])
         if full == "collections.OrderedDict":
             return OrderedDict
-        if module in ("builtins", "__builtin__") and name in _CONTAINERS:
+        if module == "builtins" and name in _CONTAINERS:
             return _CONTAINERS[name]
         room = module.partition(".")[0]
-        ours_to_know = room in sys.stdlib_module_names or room == "__builtin__"
-        if ours_to_know and full not in _HARMLESS and room not in _HARMLESS_ROOMS:
+        if room in sys.stdlib_module_names and full not in _HARMLESS and room not in _HARMLESS_ROOMS:
             raise _CallError(full)
         return _Named(name, (Leftover,), {"__qualname__": full})
 
@@ -215,6 +216,13 @@ class _Reader(pickle.Unpickler):
         if dtype is None or (len(pid) > 5 and pid[5] is not None):
             raise InputError(f"a storage of an unknown kind: {getattr(pid[1], '__qualname__', pid[1])}")
         return self._find_storage(dtype, str(pid[2]), int(pid[4]))
+
+
+def _as_named_today(module: str, name: str) -> tuple[str, str]:
+    """Names of the standard library as torch's protocol writes them, for Python 2: `commands` is `subprocess`."""
+    if (module, name) in _compat_pickle.NAME_MAPPING:
+        return _compat_pickle.NAME_MAPPING[module, name]
+    return _compat_pickle.IMPORT_MAPPING.get(module, module), name
 
 
 def read_pickled(path: Path) -> Any:
