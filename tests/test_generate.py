@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from scipy.stats import chisquare
 
 import codeprior.generate
 from codeprior.artifact import read_manifest, short
+from codeprior.cli import main
 from codeprior.config import SampleConfig, TrainConfig
 from codeprior.errors import InputError
 from codeprior.generate import (
@@ -230,3 +232,18 @@ def test_guidance_without_a_null_class_is_refused(tiny, tmp_path):
     with pytest.raises(InputError, match="--cfg-scale 1"):
         sample(settings(tiny, tmp_path / "gpt", tmp_path / "samples"))
     sample(settings(tiny, tmp_path / "gpt", tmp_path / "samples", cfg_scale=1.0))
+
+
+def test_sample_through_the_real_parser(tiny, checkpoint, tmp_path, capsys):
+    inputs = ["--checkpoint", str(checkpoint), "--tokenizer", str(tiny / "tokenizer")]
+    flags = ["--n-images", "12", "--top-k", "5", "--top-p", "0.9", "--temperature", "0.8", "--device", "cpu", "--json"]
+    main(["sample", *inputs, *flags, "--output", str(tmp_path / "samples")])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["n_images"] == 12
+
+
+def test_a_tokenizer_in_place_of_a_checkpoint_is_one_line_and_exit_code_2(tiny, tmp_path, capsys):
+    folder = str(tiny / "tokenizer")
+    with pytest.raises(SystemExit) as stop:
+        main(["sample", "--checkpoint", folder, "--tokenizer", folder, "--output", str(tmp_path / "samples")])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.strip().endswith("holds a tokenizer, not a checkpoint")

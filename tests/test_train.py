@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 import codeprior.train
 from codeprior.artifact import short
 from codeprior.checkpoint import load_checkpoint
+from codeprior.cli import main
 from codeprior.codes import CodeStore, encode
 from codeprior.config import EncodeConfig, TrainConfig
 from codeprior.errors import InputError
@@ -230,3 +231,22 @@ def test_held_out_codes_of_other_classes_are_refused(tiny, tmp_path):
     encode(EncodeConfig(data=data, tokenizer=tiny / "tokenizer", output=tmp_path / "codes", device="cpu"))
     with pytest.raises(InputError, match=r"10 classes .* 4 classes"):
         train(settings(tiny, tmp_path / "gpt", heldout_codes=tmp_path / "codes"))
+
+
+def test_train_through_the_real_parser(tiny, tmp_path, capsys):
+    inputs = ["--codes", str(tiny / "codes"), "--heldout-codes", str(tiny / "heldout")]
+    flags = ["--steps", "2", "--batch-size", "8", "--output", str(tmp_path / "gpt"), "--device", "cpu", "--json"]
+    main(["train", *inputs, *flags])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["objective"] == "token"
+    assert result["heldout_nats_per_token"] > 0
+
+
+def test_a_prior_that_is_not_there_is_one_line_and_exit_code_2(tiny, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(
+            ["train", "--codes", str(tiny / "codes"), "--prior", "none.safetensors", "--output", str(tmp_path / "gpt")]
+        )
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.strip().endswith("no prior at none.safetensors: there is no such file")
+    assert not (tmp_path / "gpt").exists()
