@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,7 @@ from codeprior.artifact import MANIFEST, UNFINISHED, Manifest, digest_array, rea
 from codeprior.errors import InputError
 from codeprior.prior import CodebookPrior, is_prior_file
 
+_TENSORS = ".safetensors"
 METHOD_NAMES = {
     "dcpe": "DCPE",
     "kmeans": "k-means",
@@ -113,26 +115,35 @@ def gather(folder: Path) -> Findings:
     if not folder.is_dir():
         raise InputError(f"no folder at {folder}; give the folder that holds the artifacts")
     manifests: list[Manifest] = []
-    problems: list[str] = []
-    for path in sorted(folder.rglob(MANIFEST)):
-        try:
-            manifests.append(read_manifest(path.parent))
-        except InputError as error:
-            problems.append(str(error))
-    unfinished = [path.parent for path in sorted(folder.rglob(UNFINISHED)) if not (path.parent / MANIFEST).exists()]
-    problems += [f"{path.relative_to(folder)} is unfinished" for path in unfinished]
     priors: dict[str, PriorFile] = {}
-    for path in sorted(filter(is_prior_file, folder.rglob("*.safetensors")), key=lambda path: len(path.parts)):
+    problems: list[str] = []
+    for path in _files(folder):
         try:
-            prior = PriorFile(path, CodebookPrior.load(path))
+            if path.name == MANIFEST:
+                manifests.append(read_manifest(path.parent))
+            elif path.name == UNFINISHED and not path.with_name(MANIFEST).exists():
+                problems.append(f"{path.parent.relative_to(folder)} is unfinished")
+            elif is_prior_file(path):
+                prior = CodebookPrior.load(path)
+                partition = f"{prior.codebook_digest} {digest_array(prior.token_to_cluster)}"
+                priors.setdefault(partition, PriorFile(path, prior))  # a checkpoint carries a copy, deeper down
         except InputError as error:
             problems.append(str(error))
-            continue
-        partition = f"{prior.prior.codebook_digest} {digest_array(prior.prior.token_to_cluster)}"
-        priors.setdefault(partition, prior)  # a checkpoint carries a copy of its prior, deeper in the folder
     if not manifests and not priors:
         raise InputError(f"{folder} holds no artifacts of codeprior; run `codeprior demo`, or another verb, first")
     return Findings(folder, manifests, list(priors.values()), problems)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of ours below a folder, by their depth and path; links to folders are followed, each folder once."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        inside = [name for name in sorted(folders) if not name.startswith(".")]
+        folders[:] = [name for name in inside if os.path.realpath(Path(place, name)) not in seen]
+        seen.update(os.path.realpath(Path(place, name)) for name in folders)
+        found += [Path(place, name) for name in names if name in (MANIFEST, UNFINISHED) or name.endswith(_TENSORS)]
+    return sorted(found, key=lambda path: (len(path.parts), path))
 
 
 def read_metrics(manifest: Manifest) -> list[dict[str, Any]]:
