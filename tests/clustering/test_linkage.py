@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.cluster import hierarchy
 
 import naive
+from codeprior.clustering import linkage
 from codeprior.clustering.cut import cut
 from codeprior.clustering.linkage import average_linkage
 from codeprior.errors import InputError
@@ -41,6 +45,22 @@ def codebooks(draw, largest=60):
     return vectors.astype(draw(st.sampled_from([np.float32, np.float64])))
 
 
+# Small codebooks go straight to the matrix; these make them take the ways of the large ones.
+PATHS = {
+    "matrix": {},
+    "search": {"MATRIX_CLUSTERS": 2, "TREE_DIMENSIONS": 99},
+    "search, then matrix": {"MATRIX_CLUSTERS": 12, "TREE_DIMENSIONS": 99},
+}
+
+
+def on_path(path, vectors, *arguments, **options):
+    with mock.patch.multiple(linkage, **PATHS[path]) if PATHS[path] else contextlib.nullcontext():
+        return average_linkage(vectors, *arguments, **options)
+
+
+paths = st.sampled_from(list(PATHS))
+
+
 @st.composite
 def problems(draw, largest=60):
     vectors = draw(codebooks(largest))
@@ -54,10 +74,10 @@ def problems(draw, largest=60):
 
 
 @CASES
-@given(problems())
-def test_every_merge_is_a_minimum_of_the_definition(problem):
+@given(problems(), paths)
+def test_every_merge_is_a_minimum_of_the_definition(problem, path):
     vectors, options = problem
-    Z = average_linkage(vectors, **options)
+    Z = on_path(path, vectors, **options)
     distances = naive.instance_distances(vectors)
     rules = {key: options[key] for key in ("weights", "max_cluster_size", "strict")}
     assert naive.replay(Z, distances, **rules) is None
@@ -66,12 +86,12 @@ def test_every_merge_is_a_minimum_of_the_definition(problem):
 
 
 @CASES
-@given(problems(largest=30))
-def test_equals_the_greedy_definition_where_there_are_no_ties(problem):
+@given(problems(largest=30), paths)
+def test_equals_the_greedy_definition_where_there_are_no_ties(problem, path):
     vectors, options = problem
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=vectors.shape)  # generic: no two distances within rounding of each other
-    Z = average_linkage(vectors, **options)
+    Z = on_path(path, vectors, **options)
     expected = naive.greedy_average_linkage(naive.instance_distances(vectors), **options)
     assert Z.shape == expected.shape
     np.testing.assert_array_equal(Z[:, [0, 1, 3]], expected[:, [0, 1, 3]])
@@ -79,30 +99,30 @@ def test_equals_the_greedy_definition_where_there_are_no_ties(problem):
 
 
 @CASES
-@given(st.integers(1, 40), st.integers(0, 2**32 - 1), st.one_of(st.none(), st.integers(1, 10)), st.booleans())
-def test_ties_go_to_the_lowest_representatives(n, seed, bound, strict):
+@given(st.integers(1, 40), st.integers(0, 2**32 - 1), st.one_of(st.none(), st.integers(1, 10)), st.booleans(), paths)
+def test_ties_go_to_the_lowest_representatives(n, seed, bound, strict, path):
     # Whole numbers on a line: all distances and their sums are exact, so ties are ties in any order of summation.
     vectors = np.random.default_rng(seed).integers(0, 12, (n, 1)).astype(np.float64)
-    Z = average_linkage(vectors, max_cluster_size=bound, strict=strict)
+    Z = on_path(path, vectors, max_cluster_size=bound, strict=strict)
     expected = naive.greedy_average_linkage(naive.instance_distances(vectors), max_cluster_size=bound, strict=strict)
     np.testing.assert_array_equal(Z, expected)
 
 
 @CASES
-@given(problems(largest=200))
-def test_same_bits_for_one_thread_and_two(problem):
+@given(problems(largest=200), paths)
+def test_same_bits_for_one_thread_and_two(problem, path):
     vectors, options = problem
-    one = average_linkage(vectors, n_threads=1, **options)
-    two = average_linkage(vectors, n_threads=2, **options)
+    one = on_path(path, vectors, n_threads=1, **options)
+    two = on_path(path, vectors, n_threads=2, **options)
     assert one.tobytes() == two.tobytes()
 
 
 @CASES
-@given(problems())
-def test_stopping_early_gives_the_head_of_the_complete_tree(problem):
+@given(problems(), paths)
+def test_stopping_early_gives_the_head_of_the_complete_tree(problem, path):
     vectors, options = problem
-    part = average_linkage(vectors, **options)
-    whole = average_linkage(vectors, **{**options, "n_clusters": 1})
+    part = on_path(path, vectors, **options)
+    whole = on_path(path, vectors, **{**options, "n_clusters": 1})
     np.testing.assert_array_equal(part, whole[: len(part)])
     assert len(part) == min(len(whole), len(vectors) - options["n_clusters"])
 

@@ -13,17 +13,17 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 
+LANES = 256  # points in a block, side by side for vector instructions
+
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 
-def kernel(function: Kernel) -> Kernel:
+def kernel(function: Kernel) -> Any:
     """Compile `function` without the interpreter lock, and keep the machine code on disk where there is a place."""
-    options = {"nogil": True, "error_model": "numpy"}
     try:
-        compiled = numba.njit(cache=True, **options)(function)
+        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     except RuntimeError:  # neither the package nor the user's cache folder can be written
-        compiled = numba.njit(**options)(function)
-    return compiled  # type: ignore[no-any-return]
+        return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 @kernel
@@ -34,103 +34,159 @@ def tie_rounded(distance):
 
 
 @kernel
-def instance_matrix(start, stop, rows, columns, weights, sums):
-    """Fill ``sums[i, j] = w_i w_j |x_i - x_j|`` for rows i of the range and j >= i, and their mirror images.
+def block_sqdist(block, points, i, out):
+    """Fill `out` with the squared distances of point i to the LANES points of a block, in float64.
 
-    `columns` is `rows` transposed. Squares of differences are added in the order of the dimensions.
+    ``block[p]`` holds dimension p of all its points. Eight dimensions are added in one pass over `out`: each sum has
+    the one order written here.
     """
-    n, dim = rows.shape
-    width = 256
-    tile = np.empty((stop - start, width))
-    for j0 in range(start, n, width):
-        j1 = min(j0 + width, n)
-        m = j1 - j0
-        for i in range(start, stop):
-            acc = tile[i - start]
-            for j in range(m):
-                acc[j] = 0.0
-            p = 0
-            while p + 4 <= dim:
-                x0 = np.float64(rows[i, p])
-                x1 = np.float64(rows[i, p + 1])
-                x2 = np.float64(rows[i, p + 2])
-                x3 = np.float64(rows[i, p + 3])
-                for j in range(m):
-                    d0 = x0 - columns[p, j0 + j]
-                    d1 = x1 - columns[p + 1, j0 + j]
-                    d2 = x2 - columns[p + 2, j0 + j]
-                    d3 = x3 - columns[p + 3, j0 + j]
-                    acc[j] = (((acc[j] + d0 * d0) + d1 * d1) + d2 * d2) + d3 * d3
-                p += 4
-            while p < dim:
-                x0 = np.float64(rows[i, p])
-                for j in range(m):
-                    d0 = x0 - columns[p, j0 + j]
-                    acc[j] = acc[j] + d0 * d0
-                p += 1
-            wi = weights[i]
-            for j in range(m):
-                acc[j] = np.sqrt(acc[j]) * (wi * weights[j0 + j])
-                sums[i, j0 + j] = acc[j]
-        for j in range(m):
-            for i in range(start, stop):
-                sums[j0 + j, i] = tile[i - start, j]
+    dim = points.shape[1]
+    p = dim % 4
+    for k in range(LANES):
+        out[k] = 0.0
+    for r in range(p):
+        x0 = np.float64(points[i, r])
+        for k in range(LANES):
+            d0 = block[r, k] - x0
+            out[k] += d0 * d0
+    while p + 8 <= dim:
+        x0 = np.float64(points[i, p])
+        x1 = np.float64(points[i, p + 1])
+        x2 = np.float64(points[i, p + 2])
+        x3 = np.float64(points[i, p + 3])
+        x4 = np.float64(points[i, p + 4])
+        x5 = np.float64(points[i, p + 5])
+        x6 = np.float64(points[i, p + 6])
+        x7 = np.float64(points[i, p + 7])
+        for k in range(LANES):
+            d0 = block[p, k] - x0
+            d1 = block[p + 1, k] - x1
+            d2 = block[p + 2, k] - x2
+            d3 = block[p + 3, k] - x3
+            d4 = block[p + 4, k] - x4
+            d5 = block[p + 5, k] - x5
+            d6 = block[p + 6, k] - x6
+            d7 = block[p + 7, k] - x7
+            out[k] += ((d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)) + ((d4 * d4 + d5 * d5) + (d6 * d6 + d7 * d7))
+        p += 8
+    if p < dim:
+        x0 = np.float64(points[i, p])
+        x1 = np.float64(points[i, p + 1])
+        x2 = np.float64(points[i, p + 2])
+        x3 = np.float64(points[i, p + 3])
+        for k in range(LANES):
+            d0 = block[p, k] - x0
+            d1 = block[p + 1, k] - x1
+            d2 = block[p + 2, k] - x2
+            d3 = block[p + 3, k] - x3
+            out[k] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
 
 
 @kernel
-def _row_minimum(values, n):
-    """Return the smallest of ``values[:n]`` and its first position; (inf, -1) if nothing is finite."""
+def instance_matrix(start, stop, points, blocks, weights, sums):
+    """Fill ``sums[i, j] = w_i w_j |x_i - x_j|`` for i in the range and j from the block of `start` on, and mirrors.
+
+    `blocks` holds the same points for `block_sqdist`. The range lies within one block.
+    """
+    n = len(points)
+    tile = np.empty((stop - start, LANES))
+    for b in range(start // LANES, len(blocks)):
+        j0 = b * LANES
+        m = min(LANES, n - j0)
+        for i in range(start, stop):
+            row = tile[i - start]
+            block_sqdist(blocks[b], points, i, row)
+            wi = weights[i]
+            out = sums[i, j0 : j0 + m]
+            w = weights[j0 : j0 + m]
+            for k in range(m):
+                row[k] = np.sqrt(row[k]) * (wi * w[k])
+                out[k] = row[k]
+        for k in range(m):
+            out = sums[j0 + k, start:stop]
+            for r in range(stop - start):
+                out[r] = tile[r, k]
+
+
+@kernel
+def cluster_sums(start, stop, points, blocks, weights, bounds, sums):
+    """Fill row and column A of `sums`, A in the range, with the sums over pairs of clusters A and B >= A.
+
+    Points are sorted by cluster, those of A being ``bounds[A]:bounds[A + 1]``; `blocks` holds them for `block_sqdist`.
+    """
+    n_clusters = len(bounds) - 1
+    total = np.empty((len(blocks), LANES))
+    flat = total.reshape(-1)
+    sqdist = np.empty(LANES)
+    for a in range(start, stop):
+        for b in range(bounds[a] // LANES, len(blocks)):
+            block = blocks[b]
+            row = total[b]
+            row[:] = 0.0
+            for i in range(bounds[a], bounds[a + 1]):
+                block_sqdist(block, points, i, sqdist)
+                w = weights[i]
+                for k in range(LANES):
+                    row[k] += w * np.sqrt(sqdist[k])
+        for b in range(a, n_clusters):
+            s = 0.0
+            for j in range(bounds[b], bounds[b + 1]):
+                s += weights[j] * flat[j]
+            sums[a, b] = s
+            sums[b, a] = s
+
+
+@kernel
+def _row_minimum(values):
+    """Return the smallest of `values`, rows of 64 read one after the other, and its first position; or (inf, -1)."""
     lanes = np.empty(64)
     best = np.inf
-    best_block = -1
-    whole = n - n % 1024
-    for b in range(0, whole, 1024):
-        for lane in range(64):
-            lanes[lane] = values[b + lane]
-        for j in range(b + 64, b + 1024, 64):
+    best_start = -1
+    n_rows = len(values)
+    for start in range(0, n_rows, 16):
+        lanes[:] = np.inf
+        for r in range(start, min(start + 16, n_rows)):
+            row = values[r]
             for lane in range(64):
-                v = values[j + lane]
-                lanes[lane] = v if v < lanes[lane] else lanes[lane]
+                lanes[lane] = row[lane] if row[lane] < lanes[lane] else lanes[lane]
         smallest = lanes[0]
         for lane in range(1, 64):
             smallest = min(smallest, lanes[lane])
         if smallest < best:
             best = smallest
-            best_block = b
-    for j in range(whole, n):
-        if values[j] < best:
-            best = values[j]
-            best_block = j
-    if best_block < 0:
+            best_start = start
+    if best_start < 0:
         return np.inf, -1
-    j = best_block
-    while values[j] != best:
+    flat = values.reshape(-1)
+    j = best_start * 64
+    while flat[j] != best:
         j += 1
     return best, j
 
 
 @kernel
 def _nearest_in_row(i, row, n, weights, sizes, size_limit, values):
-    """Return the distance and the position of the cluster nearest to cluster i, whose distance sums are `row`."""
+    """Return the distance and the position of the cluster nearest to cluster i, whose distance sums are `row`.
+
+    `values` is scratch: rows of 64, at least n values, infinite from n on.
+    """
     wi = weights[i]
+    flat = values.reshape(-1)
     for j in range(n):
-        t = row[j] / (wi * weights[j])
-        t2 = t * 4097.0
-        values[j] = t2 - (t2 - t)
-    values[i] = np.inf
+        flat[j] = tie_rounded(row[j] / (wi * weights[j]))
+    flat[i] = np.inf
     if size_limit > 0:
         room = size_limit - sizes[i]
         for j in range(n):
-            if sizes[j] > room:
-                values[j] = np.inf
-    return _row_minimum(values, n)
+            flat[j] = np.inf if sizes[j] > room else flat[j]
+    return _row_minimum(values)
 
 
 @kernel
 def nearest_in_matrix(start, stop, sums, weights, sizes, size_limit, stale, nearest, nearest_distance):
     """For the rows of the range marked `stale`: find the nearest cluster; of several the first, which is the rule."""
     n = len(weights)
-    values = np.empty(n)
+    values = np.full(((n + 63) // 64, 64), np.inf)
     for i in range(start, stop):
         if stale[i]:
             nearest_distance[i], nearest[i] = _nearest_in_row(i, sums[i], n, weights, sizes, size_limit, values)
@@ -157,11 +213,11 @@ def merge_rows(
     """Make rows ``offset + start .. offset + stop`` of the next matrix, and search those marked `stale`.
 
     New cluster a holds the old clusters ``first[a]`` and, unless it is -1, ``second[a]``; `single` and `paired` list
-    the new clusters without and with a second. Sums of two pairs are added crosswise, so that the next matrix is symmetric
-    to the last bit.
+    the new clusters without and with a second. Sums of two pairs are added crosswise, so that the next matrix is
+    symmetric to the last bit.
     """
     n = len(first)
-    values = np.empty(n)
+    values = np.full(((n + 63) // 64, 64), np.inf)
     for r in range(start, stop):
         a = offset + r
         out = block[r]

@@ -25,6 +25,11 @@ class Clusters:
     def __len__(self) -> int:
         return len(self.representatives)
 
+    def allowed(self, rule: SizeRule) -> Clusters:
+        """Return those that may take part in a merge at all."""
+        keep = rule.may_merge(self.sizes)
+        return Clusters(self.representatives[keep], self.sizes[keep], self.weights[keep])
+
 
 @dataclass(frozen=True)
 class SizeRule:

@@ -26,13 +26,12 @@ class MergeLog:
         self._height_of = np.zeros(n_codes)  # by representative: the height at which its cluster was made
 
     def add(self, low: np.ndarray, high: np.ndarray, heights: np.ndarray) -> None:
-        """Record one round of merges of cluster ``low[i]`` with ``high[i]``; no cluster may occur twice in it."""
+        """Record a round of merges: of the cluster of ``low[i]`` with that of ``high[i]``, at ``heights[i]``.
+
+        A cluster may occur in several only if their heights are equal, as those of copies of one row are.
+        """
         # By the law of average linkage a cluster is never lower than its parts; rounding could break it.
         heights = np.maximum(heights, np.maximum(self._height_of[low], self._height_of[high]))
-        self.add_chain(low, high, heights)
-
-    def add_chain(self, low: np.ndarray, high: np.ndarray, heights: np.ndarray) -> None:
-        """Record merges that follow each other, heights known to be in order."""
         stop = self.made + len(low)
         self._low[self.made : stop] = low
         self._high[self.made : stop] = high

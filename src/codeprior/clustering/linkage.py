@@ -12,7 +12,15 @@ from . import _kernels
 from ._matrix import Clusters, SizeRule, merge_by_matrix
 from ._merges import MergeLog
 from ._parallel import RowPool
+from ._search import Members, merge_by_search
 from .distance import check_vectors, check_weights, duplicate_groups
+
+# A tree over cluster means prunes in few dimensions only; beyond, all distances are computed at once.
+TREE_DIMENSIONS = 16
+# Clusters left when the search hands over to a matrix: below, a round on the matrix costs less than the searches.
+MATRIX_CLUSTERS = 3072
+# Most clusters that a matrix is made for straight away: it takes 8 bytes for each pair of them, both ways.
+LARGEST_MATRIX = 20480
 
 Metric = str | Callable[[np.ndarray, np.ndarray], np.ndarray]
 Progress = Callable[[int, int], None]
@@ -115,17 +123,20 @@ def average_linkage(
         return log.linkage()
     with RowPool(n_threads) as pool:
         if isinstance(metric, str) and metric == "euclidean":
-            clusters, _ = _merge_duplicates(vectors, weights, rule, log)
+            clusters = _merge_duplicates(vectors, weights, rule, log).allowed(rule)
             points = np.ascontiguousarray(vectors[clusters.representatives])
-            sums = _euclidean_sums(points, clusters.weights, pool)
+            members = Members(points, clusters.weights, np.arange(len(points) + 1))
+            stop_below = MATRIX_CLUSTERS if vectors.shape[1] <= TREE_DIMENSIONS else LARGEST_MATRIX
+            if len(clusters) > stop_below:
+                left = merge_by_search(members, clusters, log, rule, pool, report, stop_below)
+                if left is None:
+                    return log.linkage()
+                members, clusters = left
+            sums = _cluster_sums(members, pool)
         else:
             clusters = _singletons(n_codes, weights)
             distances = _distance_matrix(vectors, metric) if callable(metric) else vectors
             sums = distances * (clusters.weights[:, None] * clusters.weights[None, :])
-        keep = np.flatnonzero(rule.may_merge(clusters.sizes))
-        if len(keep) < len(clusters):
-            clusters = Clusters(clusters.representatives[keep], clusters.sizes[keep], clusters.weights[keep])
-            sums = np.ascontiguousarray(sums[np.ix_(keep, keep)])
         merge_by_matrix(sums, clusters, log, rule, pool, report)
     return log.linkage()
 
@@ -138,10 +149,8 @@ def _singletons(n_codes: int, weights: np.ndarray | None) -> Clusters:
     )
 
 
-def _merge_duplicates(
-    vectors: np.ndarray, weights: np.ndarray | None, rule: SizeRule, log: MergeLog
-) -> tuple[Clusters, np.ndarray]:
-    """Merge equal rows at height 0 as the greedy rule does; return the clusters and the cluster of each row.
+def _merge_duplicates(vectors: np.ndarray, weights: np.ndarray | None, rule: SizeRule, log: MergeLog) -> Clusters:
+    """Merge equal rows at height 0 as the greedy rule does; return the clusters.
 
     Lowest representatives first: the copies of a row join its first one until the size rule forbids another, then the
     next copy begins a new cluster.
@@ -150,7 +159,7 @@ def _merge_duplicates(
     first = duplicate_groups(vectors)
     copies = np.flatnonzero(first != np.arange(len(vectors)))
     if not copies.size:
-        return clusters, first
+        return clusters
     order = np.argsort(first, kind="stable")  # groups one after the other, each by ascending row
     _, group_start, group_size = np.unique(first[order], return_index=True, return_counts=True)
     rank = np.arange(len(order)) - np.repeat(group_start, group_size)
@@ -159,22 +168,28 @@ def _merge_duplicates(
     head[order] = order[np.arange(len(order)) - rank % capacity]
     joined = np.flatnonzero(head != np.arange(len(vectors)))
     joined = joined[np.argsort(head[joined], kind="stable")]
-    log.add_chain(head[joined], joined, np.zeros(len(joined)))
+    log.add(head[joined], joined, np.zeros(len(joined)))
     representatives = np.unique(head)
-    clusters = Clusters(
+    return Clusters(
         representatives=representatives,
         sizes=np.bincount(head, minlength=len(vectors))[representatives],
         weights=np.bincount(head, weights=clusters.weights, minlength=len(vectors))[representatives],
     )
-    return clusters, head
 
 
-def _euclidean_sums(points: np.ndarray, weights: np.ndarray, pool: RowPool) -> np.ndarray:
-    """Return the (n, n) matrix of distances times both weights."""
-    n = len(points)
+def _cluster_sums(members: Members, pool: RowPool) -> np.ndarray:
+    """Return the (n, n) matrix of the sums over all pairs of two clusters of their distances times both weights."""
+    points, weights, bounds = members.points, members.weights, members.bounds
+    n, lanes = len(bounds) - 1, _kernels.LANES
+    blocks = np.zeros((-(-len(points) // lanes), points.shape[1], lanes))
+    for b, block in enumerate(blocks):
+        rows = points[b * lanes : (b + 1) * lanes]
+        block[:, : len(rows)] = rows.T
     sums = np.empty((n, n))
-    columns = np.ascontiguousarray(points.T)
-    pool.run(_kernels.instance_matrix, n, 64, points, columns, weights, sums)
+    if n == len(points):
+        pool.run(_kernels.instance_matrix, n, 32, points, blocks, weights, sums)
+    else:
+        pool.run(_kernels.cluster_sums, n, 16, points, blocks, weights, bounds, sums)
     return sums
 
 
