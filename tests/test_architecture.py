@@ -46,6 +46,8 @@ ORDER = [
 WITHOUT_TORCH = [
     "codeprior",
     "codeprior.cli",
+    "codeprior.families",
+    "codeprior.codebook",
     "codeprior.prior",
     "codeprior.extract",
     "codeprior.images",

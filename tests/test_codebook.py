@@ -3,6 +3,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from codeprior import Codebook
+from codeprior.codebook import read_counts
 from codeprior.errors import InputError
 
 
@@ -66,3 +67,33 @@ def test_unreadable_files_are_said_in_one_line(tmp_path, vectors):
     }.items():
         with pytest.raises(InputError, match=said):
             Codebook.load(tmp_path / name)
+
+
+def test_the_space_says_its_name(vectors):
+    assert [Codebook(vectors, normalize=normalize).space_name for normalize in (False, True)] == ["raw", "normalised"]
+
+
+def test_family_and_key_are_for_checkpoints(tmp_path, vectors):
+    np.save(tmp_path / "a.npy", vectors)
+    with pytest.raises(InputError, match="choose within a checkpoint"):
+        Codebook.load(tmp_path / "a.npy", family="llamagen")
+
+
+def test_a_matrix_alone_is_taken_as_it_is(tmp_path, vectors):
+    save_file({"mine": vectors, "bias": vectors[0]}, tmp_path / "a.safetensors")
+    codebook = Codebook.load(tmp_path / "a.safetensors")
+    assert (codebook.origin.key, codebook.origin.family, codebook.space_name) == ("mine", None, "raw")
+
+
+def test_counts_are_read_or_refused_in_one_line(tmp_path):
+    np.save(tmp_path / "counts.npy", np.array([[0.0, 0.2, 3.0]]))
+    np.testing.assert_array_equal(read_counts(tmp_path / "counts.npy"), [0, 1, 3])
+    np.save(tmp_path / "negative.npy", np.array([-1, 2]))
+    (tmp_path / "notes.npy").write_text("hello")
+    for name, said in {
+        "negative.npy": "0 or more",
+        "notes.npy": "cannot read counts",
+        "no.npy": "no usage counts",
+    }.items():
+        with pytest.raises(InputError, match=said):
+            read_counts(tmp_path / name)

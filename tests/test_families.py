@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from codeprior.codebook import Codebook, read_counts
 from codeprior.config import ExtractConfig
 from codeprior.errors import InputError
 from codeprior.extract import extract
-from codeprior.families import FAMILIES, LFQ
+from codeprior.families import FAMILIES
 from codeprior.prior import CodebookPrior
 
+GOLDEN = Path(__file__).parent / "golden"
 N = 24  # codes; the widths are the real ones
 
 
@@ -222,6 +224,22 @@ def test_each_family_is_found_recognised_and_clustered_in_its_space(tmp_path, fa
     assert CodebookPrior.load(output).n_clusters == 5
 
 
+@pytest.mark.parametrize(
+    ("recorded", "name", "family"),
+    [
+        ("llamagen", "VQ-16", "llamagen"),
+        ("llamagen", "VQ-8", "llamagen"),
+        ("gigatok", "VQ_SS256", "gigatok"),
+        ("gigatok", "VQ_BL256", "gigatok"),
+    ],
+)
+def test_the_originals_names_are_recognised(tmp_path, recorded, name, family):
+    shapes = json.loads((GOLDEN / f"{recorded}_state_dicts.json").read_text())[name]["state_dict"]
+    state = {key: torch.zeros(shape if key == BOOK else 1) for key, shape in shapes.items()}
+    origin = Codebook.load(write(tmp_path / "original.pt", {"model": state})).origin
+    assert (origin.family, origin.key, origin.wrapper) == (family, BOOK, "model")
+
+
 def test_every_row_of_the_table_is_tested_above():
     alike = {"iar", "iar2", "iar2-detail"}  # tested below: an alias, and two books in one file
     assert {row.name for row in FAMILIES} - alike == {layout[0] for layout in LAYOUTS}
@@ -235,13 +253,11 @@ def test_a_family_in_anothers_layout_may_be_named(tmp_path, family, tree):
 
 def test_iar2_holds_two_books_each_by_its_name(tmp_path):
     second = book(8, 40, seed=3)
-    path = write(tmp_path / "iar2.pt", {"model": llamagen(**{"quantize.embedding_second.weight": second})})
-    with pytest.raises(
-        InputError, match=r"several codebooks: .*weight \(24 x 8\), .*second.weight \(40 x 8\); .*--key"
-    ):
+    path = write(tmp_path / "iar2.pt", {"model": llamagen(**{"quantize.embedding_second": second})})
+    with pytest.raises(InputError, match=r"several codebooks: .*weight \(24 x 8\), .*second \(40 x 8\); .*--key"):
         Codebook.load(path)
     first = Codebook.load(path, key="quantize.embedding.weight")
-    detail = Codebook.load(path, key="embedding_second.weight")
+    detail = Codebook.load(path, key="embedding_second")
     assert (first.origin.family, first.space_name) == ("iar2", "normalised")
     assert (detail.origin.family, detail.space_name) == ("iar2-detail", "raw")
     np.testing.assert_array_equal(detail.vectors, second.numpy())
@@ -358,5 +374,7 @@ def test_counts_that_a_checkpoint_keeps_are_the_usage(tmp_path):
         read_counts(write(tmp_path / "none.pt", llamagen()))
 
 
-def test_lookup_free_tokenizers_are_explained():
-    assert "ties everywhere" in LFQ
+def test_every_family_has_its_section_in_the_guide():
+    guide = (Path(__file__).parent.parent / "docs" / "families.md").read_text()
+    named = {name for line in guide.splitlines() if line.startswith("## ") for name in line[3:].split(", ")}
+    assert {row.name for row in FAMILIES} | {"lfq"} == named & ({row.name for row in FAMILIES} | {"lfq"})
