@@ -96,8 +96,6 @@ class TrainTokenizerConfig(ImagesConfig, MakeConfig):
     """Peak learning rate of AdamW, decayed by a cosine."""
     warmup: int = 25
     """Steps of linear warm-up; without it the encoder's outputs collapse to a few codes."""
-    unquantized: float = 0.1
-    """Share of the steps, at the start, that train a plain autoencoder; its outputs then become the first codes."""
     commitment: float = 0.25
     """Weight of the commitment loss."""
     edge_weight: float = 0.05
@@ -117,7 +115,6 @@ class TrainTokenizerConfig(ImagesConfig, MakeConfig):
         _require_positive(self, "image_size", "codebook_size", "codebook_dim", "steps", "batch_size", "lr")
         _require_positive(self, "checkpoint_every")
         _require(self.warmup >= 0, f"warmup must be 0 or more, got {self.warmup}")
-        _require(0 <= self.unquantized < 1, f"unquantized must be a share from 0 to below 1, got {self.unquantized}")
         _require(self.restart_every >= 0, f"restart_every must be 0 (never) or more, got {self.restart_every}")
         _require(
             0 <= self.restart_until <= 1, f"restart_until must be a share between 0 and 1, got {self.restart_until}"

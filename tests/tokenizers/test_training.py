@@ -135,7 +135,7 @@ def test_a_wrong_setting_is_refused_before_anything_is_written(tmp_path, setting
 
 
 def test_dead_codes_move_to_encoder_outputs_and_live_ones_stay(tmp_path):
-    config = config_for(tmp_path, codebook_size=64, batch_size=8, unquantized=0)
+    config = config_for(tmp_path, codebook_size=64, batch_size=8)
     trainer = Trainer(config, preset("VQ-4-tiny", 64, 8), torch.device("cpu"))
     images = to_tensor(Batches(config, open_images("digits:heldout"))[0])
     trainer.advance(images)  # gives the optimizer its moments
