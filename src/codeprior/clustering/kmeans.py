@@ -427,7 +427,7 @@ def _nearest_of(vectors: np.ndarray, centres: np.ndarray, pool: RowPool) -> tupl
             sqdist[start:stop] = distances[:, 0] ** 2
             unsure[start:stop] = distances[:, 1] <= distances[:, 0] * (1 + _BOUND_SLACK)
 
-        block = 4096
+        block = _rows_a_block(64)  # about as many distances as a search computes
     else:
         half_norms = np.square(centres).sum(axis=1) / 2
 
