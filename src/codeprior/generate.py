@@ -185,7 +185,6 @@ def _sample_all(
 ) -> None:
     parts = _Parts(workspace.path(_PARTS))
     n_done = len(parts)
-    n_classes = checkpoint.config.model.n_classes
     began = time.perf_counter()
     starts = range(n_done, config.n_images, config.batch_size)
     n_batches_before = -(-n_done // config.batch_size)
@@ -194,7 +193,7 @@ def _sample_all(
         parts.append(_sample_batch(config, checkpoint, tokenizer, indices, device))
         workspace.checkpoint()
     n_made, time_s = config.n_images - n_done, time.perf_counter() - began
-    labels = classes_of(np.arange(config.n_images), n_classes)
+    labels = classes_of(np.arange(config.n_images), len(checkpoint.config.class_names))
     order = np.random.default_rng([config.seed, config.n_images]).permutation(config.n_images)
     _write_npz(workspace.path(SAMPLES), parts, labels, order)
     _write_grid(workspace.path(GRID), parts, checkpoint.config.class_names)
@@ -211,16 +210,16 @@ def _sample_batch(
     config: SampleConfig, checkpoint: Checkpoint, tokenizer: Tokenizer, indices: np.ndarray, device: torch.device
 ) -> np.ndarray:
     """Images uint8 (B, H, W, 3) of the samples with these indices."""
-    model = checkpoint.config.model
-    draws = uniforms_of(config.seed, indices, (2, model.n_tokens))  # one for the model, one for the pick
-    classes = torch.from_numpy(classes_of(indices, model.n_classes)).to(device)
+    architecture = checkpoint.config.model
+    draws = uniforms_of(config.seed, indices, (2, architecture.n_tokens))  # one for the model, one for the pick
+    classes = torch.from_numpy(classes_of(indices, architecture.n_classes)).to(device)
     decoding = Decoding(config.cfg_scale, config.cfg_interval, config.temperature, config.top_k, config.top_p)
     tokens = generate(checkpoint.model, classes, torch.from_numpy(draws[:, 0]).to(device), decoding)
     if checkpoint.prior is not None:
         picked = checkpoint.prior.pick_tokens_at(tokens.cpu().numpy(), draws[:, 1], by=config.pick)
         tokens = torch.from_numpy(picked).to(device)
     with torch.inference_mode():
-        return to_pixels(tokenizer.decode(tokens, model.grid))
+        return to_pixels(tokenizer.decode(tokens, architecture.grid))
 
 
 class _Parts:
@@ -229,44 +228,48 @@ class _Parts:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
         self.folder = folder
-        self.arrays: list[np.ndarray] = []
-        while self._path().exists():
-            self.arrays.append(np.load(self._path(), mmap_mode="r"))
+        self.starts = [0]  # index of each file's first image, and of the next file's
+        while self._path(self.starts[-1]).exists():
+            self.starts.append(self.starts[-1] + len(self._read(self.starts[-1])))
 
     def __len__(self) -> int:
-        return sum(len(array) for array in self.arrays)
+        return self.starts[-1]
 
-    def _path(self) -> Path:
-        return self.folder / f"{len(self):08d}.npy"
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(H, W, 3)."""
+        return self._read(0).shape[1:]
 
     def append(self, images: np.ndarray) -> None:
         """Add images, as one file."""
-        path = self._path()
-        with write_atomically(path) as temporary, open(temporary, "wb") as file:
+        with write_atomically(self._path(len(self))) as temporary, open(temporary, "wb") as file:
             np.save(file, images)
-        self.arrays.append(np.load(path, mmap_mode="r"))
+        self.starts.append(len(self) + len(images))
 
     def take(self, indices: np.ndarray) -> np.ndarray:
         """Images at these indices."""
-        images = np.empty((len(indices), *self.arrays[0].shape[1:]), dtype=np.uint8)
-        start = 0
-        for array in self.arrays:
-            inside = (indices >= start) & (indices < start + len(array))
-            images[inside] = array[indices[inside] - start]
-            start += len(array)
+        images = np.empty((len(indices), *self.image_shape), dtype=np.uint8)
+        for start, end in zip(self.starts, self.starts[1:], strict=False):
+            inside = (indices >= start) & (indices < end)
+            images[inside] = self._read(start)[indices[inside] - start]
         return images
 
     def remove(self) -> None:
-        """Remove the files, once they stand elsewhere."""
-        self.arrays = []
+        """Remove the files, once their images stand elsewhere."""
         for path in self.folder.iterdir():
             path.unlink()
         self.folder.rmdir()
 
+    def _path(self, start: int) -> Path:
+        return self.folder / f"{start:08d}.npy"
+
+    def _read(self, start: int) -> np.ndarray:
+        return np.load(self._path(start), mmap_mode="r")
+
 
 def _write_npz(path: Path, parts: _Parts, labels: np.ndarray, order: np.ndarray) -> None:
     """Write images (arr_0) and labels (arr_1) in `order`, as a stream: the images may not fit in memory."""
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(order), *parts.arrays[0].shape[1:])}
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(order), *parts.image_shape)}
     with write_atomically(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as file:
             np.lib.format.write_array_header_1_0(file, header)
@@ -287,5 +290,5 @@ def _write_grid(path: Path, parts: _Parts, class_names: tuple[str, ...]) -> None
     n_columns = max(1, min(_GRID_COLUMNS, len(parts) // n_classes))
     shown = np.unique(np.linspace(0, min(n_classes, len(parts)) - 1, _GRID_ROWS).astype(int))
     indices = shown[:, None] + n_classes * np.arange(n_columns)
-    rows = parts.take(indices.ravel()).reshape(*indices.shape, *parts.arrays[0].shape[1:])
+    rows = parts.take(indices.ravel()).reshape(*indices.shape, *parts.image_shape)
     image_grid(rows, [class_names[c] for c in shown], path)
