@@ -88,6 +88,7 @@ def test_scores_repeat_and_are_done_once(tiny: Path, classifier: Path, tmp_path:
         ({"arr_0": np.zeros((4, 16, 16, 3))}, "square uint8 RGB images"),
         ({"arr_0": np.zeros((4, 32, 32, 3), np.uint8)}, "judges uint8 images of 16 x 16"),
         ({"arr_0": np.zeros((4, 16, 16, 3), np.uint8), "arr_1": np.zeros(3, np.int64)}, "must be 4 labels"),
+        ({"arr_0": np.zeros((4, 16, 16, 3), np.uint8), "arr_1": np.arange(4) + 7}, "knows classes 0 to 9"),
         ({"images": np.zeros((4, 16, 16, 3), np.uint8)}, "must hold arr_0"),
         ({}, "no samples at"),
     ],

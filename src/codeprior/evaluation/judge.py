@@ -81,6 +81,9 @@ def _score(
         network, pixels.__getitem__, np.arange(len(pixels)), config.batch_size, "judging samples"
     )
     samples = Judged(features, network.probabilities(features), labels)
+    n_classes = samples.probabilities.shape[1]
+    if labels is not None and not 0 <= labels.min() <= labels.max() < n_classes:
+        raise InputError(f"{network.name} knows classes 0 to {n_classes - 1}, a sample has class {labels.max()}")
     real = _judge_set(network, reference, np.arange(len(reference)), size, config.batch_size)
     results = {"feature_network": network.name, **scores(network.name, samples, real, resampling)}
     if baseline is not None:

@@ -93,6 +93,15 @@ class Findings:
         model = manifest if manifest.kind == "checkpoint" else self.model_of(manifest)
         return (model.results.get("method") or "token") if model else ""
 
+    def by_method(self, manifests: list[Manifest], order: list[str]) -> list[Manifest]:
+        """Checkpoints, samples or evaluations in the order of their methods, then of their places."""
+
+        def rank(manifest: Manifest) -> tuple[int, str]:
+            method = self.method_of(manifest)
+            return (order.index(method) if method in order else len(order), self.place(manifest.folder))
+
+        return sorted(manifests, key=rank)
+
 
 def method_name(method: str | None) -> str:
     """A clustering method as people write it."""

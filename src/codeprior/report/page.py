@@ -31,17 +31,20 @@ def render(findings: Findings, title: str) -> str:
 def contents(findings: Findings) -> dict[str, Any]:
     """What the template shows; whatever is absent is empty."""
     palette = pictures.colors(findings)
-    samples = _by_model(findings, findings.of("samples"), palette)
+    order = ["token", *(method for method in palette if method != "token")]
+    samples, evaluations, models = (
+        findings.by_method(findings.of(kind), order) for kind in ("samples", "evaluation", "checkpoint")
+    )
     grids = [pictures.sample_grid(findings, manifest, palette) for manifest in samples]
     return {
         "headline": summary.headline(findings),
         "findings": summary.findings_in_words(findings),
         "grids": [grid for grid in grids if grid],
-        "generation": tables.generation(findings, _by_model(findings, findings.of("evaluation"), palette), palette),
-        "tests": [_test(test, palette) for test in findings.of("replacement")],
+        "generation": tables.generation(findings, evaluations, palette),
+        "tests": [_test(findings, test, palette) for test in findings.of("replacement")],
         "priors": tables.priors(findings, palette),
         "sizes_plot": pictures.sizes_plot(findings, palette),
-        "models": tables.models(findings, _by_model(findings, findings.of("checkpoint"), palette), palette),
+        "models": tables.models(findings, models, palette),
         "loss_plots": pictures.loss_plots(findings, palette),
         "tokenizers": tables.tokenizers(findings),
         "codes": tables.codes(findings),
@@ -53,17 +56,7 @@ def contents(findings: Findings) -> dict[str, Any]:
     }
 
 
-def _test(test: Manifest, palette: dict[str, str]) -> dict[str, Any]:
+def _test(findings: Findings, test: Manifest, palette: dict[str, str]) -> dict[str, Any]:
     strips, names = pictures.replacement_strips(test)
-    return {"strips": strips, "columns": names, "table": tables.replacement(test, palette)}
-
-
-def _by_model(findings: Findings, manifests: list[Manifest], palette: dict[str, str]) -> list[Manifest]:
-    """Plain tokens first, then the methods in the order of their colours, then what is of no known model."""
-    order = ["token", *(method for method in palette if method != "token")]
-
-    def place(manifest: Manifest) -> tuple[int, str]:
-        method = findings.method_of(manifest)
-        return (order.index(method) if method in order else len(order), findings.place(manifest.folder))
-
-    return sorted(manifests, key=place)
+    place = findings.place(test.folder)
+    return {"place": place, "strips": strips, "columns": names, "table": tables.replacement(test, palette)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import tempfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,21 +98,34 @@ def sample_grid(findings: Findings, samples: Manifest, palette: dict[str, str]) 
     if not path.exists():
         return None
     with np.load(path, allow_pickle=False) as arrays:
-        pixels, labels = arrays["arr_0"], arrays["arr_1"] if "arr_1" in arrays.files else None
-    if labels is None:
-        labels = np.zeros(len(pixels), dtype=np.int64)
+        labels = arrays["arr_1"]
     classes = np.unique(labels)
     classes = classes[np.unique(np.linspace(0, len(classes) - 1, min(GRID_ROWS, len(classes))).round().astype(int))]
     n_columns = min(GRID_COLUMNS, *(int((labels == label).sum()) for label in classes))
-    rows = np.stack([pixels[np.flatnonzero(labels == label)[:n_columns]] for label in classes])
+    rows = np.stack([np.flatnonzero(labels == label)[:n_columns] for label in classes])
     names = _class_names(findings, samples)
     return Grid(
         findings.model_label(samples),
         palette.get(findings.method_of(samples), ""),
         [names[label] if label < len(names) else str(label) for label in classes],
-        mosaic(rows),
+        mosaic(read_images(path, rows)),
         _scores(findings, samples),
     )
+
+
+def read_images(path: Path, indices: np.ndarray) -> np.ndarray:
+    """Some images of an `.npz` of samples, which may be larger than memory: (*indices.shape, H, W, 3)."""
+    images = {}
+    with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+        size = int(np.prod(shape[1:])) * dtype.itemsize
+        start = file.tell()
+        for index in sorted(set(indices.ravel().tolist())):
+            file.seek(start + index * size)
+            images[index] = np.frombuffer(file.read(size), dtype).reshape(shape[1:])
+    return np.stack([images[index] for index in indices.ravel().tolist()]).reshape(*indices.shape, *shape[1:])
 
 
 def _scores(findings: Findings, samples: Manifest) -> str:
@@ -174,8 +188,7 @@ def loss_plots(findings: Findings, palette: dict[str, str]) -> list[tuple[str, s
 def _loss_plot(
     findings: Findings, palette: dict[str, str], key: str, title: str, smoothing: float | None = None
 ) -> str | None:
-    order = list(palette)  # the plot gives its colours in this order
-    models = sorted(findings.of("checkpoint"), key=lambda model: order.index(findings.method_of(model)))
+    models = findings.by_method(findings.of("checkpoint"), list(palette))  # the order in which plots give colours
     curves = {}
     for model in models[: len(PALETTE)]:
         points = [(line["step"], line[key]) for line in read_metrics(model) if line.get(key) is not None]
