@@ -75,7 +75,7 @@ def test_the_space_says_its_name(vectors):
 
 def test_family_and_key_are_for_checkpoints(tmp_path, vectors):
     np.save(tmp_path / "a.npy", vectors)
-    with pytest.raises(InputError, match="choose within a checkpoint"):
+    with pytest.raises(InputError, match="choose within other people's checkpoints"):
         Codebook.load(tmp_path / "a.npy", family="llamagen")
 
 
@@ -97,3 +97,9 @@ def test_counts_are_read_or_refused_in_one_line(tmp_path):
     }.items():
         with pytest.raises(InputError, match=said):
             read_counts(tmp_path / name)
+
+
+def test_codes_that_never_left_their_start_are_counted(vectors):
+    assert Codebook(vectors).n_untouched == 0
+    vectors[5:9] = np.random.default_rng(1).uniform(-1 / 20, 1 / 20, (4, 4))
+    assert Codebook(vectors).n_untouched == 4

@@ -374,6 +374,14 @@ def test_counts_that_a_checkpoint_keeps_are_the_usage(tmp_path):
         read_counts(write(tmp_path / "none.pt", llamagen()))
 
 
+def test_codes_that_were_never_used_are_warned_of(tmp_path):
+    tree = taming()
+    tree["quantize.embedding.weight"][:7] = book(256, 7) * 1e-3
+    path = write(tmp_path / "last.ckpt", {"state_dict": tree})
+    result = extract(ExtractConfig(codebook=path, output=tmp_path / "p.safetensors", n_clusters=5))
+    assert "7 of 24 codes lie where training starts them" in result["warnings"][0]
+
+
 def test_every_family_has_its_section_in_the_guide():
     guide = (Path(__file__).parent.parent / "docs" / "families.md").read_text()
     named = {name for line in guide.splitlines() if line.startswith("## ") for name in line[3:].split(", ")}

@@ -1,12 +1,15 @@
 """Checkpoints in every container: read lazily, safely, and refused in one line where they are broken."""
 
 import argparse
+import functools
+import http.server
 import io
 import json
 import os
 import pickle
 import subprocess
 import sys
+import threading
 import tracemalloc
 import types
 import zipfile
@@ -157,6 +160,26 @@ def test_folders_give_their_one_checkpoint_or_list_them(tmp_path, state):
         Codebook.load(tmp_path)
 
 
+ASK = """
+import sys
+from codeprior.codebook import Codebook
+from codeprior.errors import InputError
+for source in sys.argv[1:]:
+    try:
+        codebook = Codebook.load(source)
+        print(len(codebook), codebook.origin.family)
+    except InputError as error:
+        print(error)
+"""
+
+
+def ask(sources, **environment):
+    """What a process with another environment says of these codebooks, a line each."""
+    command = [sys.executable, "-c", ASK, *sources]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
 def hub_cache(root, state):
     """What the hub's client leaves in its cache after a download."""
     folder = root / "models--owner--name"
@@ -169,23 +192,56 @@ def hub_cache(root, state):
     save_file(state, snapshot / "tokenizer" / "model.safetensors")
 
 
-def test_the_hub_is_read_through_its_cache(tmp_path, state):
+@pytest.mark.parametrize("absence", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
+def test_without_the_hub_its_cache_is_read(tmp_path, state, absence):
     hub_cache(tmp_path, state)
-    script = (
-        "import sys\nfrom codeprior.codebook import Codebook\nfrom codeprior.errors import InputError\n"
-        "for source in sys.argv[1:]:\n"
-        "    try: print(len(Codebook.load(source)), Codebook.load(source).origin.family)\n"
-        "    except InputError as error: print(error)\n"
-    )
     sources = ["hf:owner/name/vq_ds16_c2i.pt", "hf:owner/name/tokenizer", "hf:owner/name/no.pt", "hf:owner", "hf:a/b"]
-    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    told = subprocess.run(
-        [sys.executable, "-c", script, *sources], env=environment, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
+    told = ask(sources, HF_HUB_CACHE=str(tmp_path), **absence)
     assert told[:2] == ["24 llamagen", "24 llamagen"]
-    assert "has no file no.pt" in told[2]
+    assert "no.pt is not in the cache, and the hub cannot be asked" in told[2]
     assert "must name a repository" in told[3]
-    assert "is not in the local cache" in told[4]
+    assert "hf:a/b is not in the cache" in told[4]
+
+
+class Hub(http.server.SimpleHTTPRequestHandler):
+    """As much of the hub as its client needs: the list of a repository's files, and the files."""
+
+    def do_GET(self):
+        if not self.path.startswith("/api/models/"):
+            return super().do_GET()
+        folder = Path(self.directory) / "owner" / "name" / "resolve" / "main"
+        names = [{"rfilename": str(path.relative_to(folder))} for path in folder.rglob("*") if path.is_file()]
+        body = json.dumps({"id": "owner/name", "sha": "a" * 40, "siblings": names}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        super().end_headers()
+        return self.wfile.write(body)
+
+    def end_headers(self):
+        self.send_header("X-Repo-Commit", "a" * 40)
+        self.send_header("ETag", '"' + self.path.replace("/", "-") + '"')
+        super().end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_from_the_hub_only_the_shard_with_the_codebook_is_downloaded(tmp_path, state):
+    repository = tmp_path / "served" / "owner" / "name" / "resolve" / "main"
+    repository.mkdir(parents=True)
+    save_file({BOOK: state[BOOK]}, repository / "model-00002-of-00002.safetensors")
+    save_file({"decoder.conv_blocks.0.x": torch.ones(1)}, repository / "model-00001-of-00002.safetensors")
+    places = {"decoder.conv_blocks.0.x": "model-00001-of-00002.safetensors", BOOK: "model-00002-of-00002.safetensors"}
+    (repository / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    handler = functools.partial(Hub, directory=str(tmp_path / "served"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        told = ask(["hf:owner/name", "hf:owner/name/no.pt"], HF_HUB_CACHE=str(tmp_path / "cache"), HF_ENDPOINT=endpoint)
+        server.shutdown()
+    assert told == ["24 llamagen", "hf:owner/name/no.pt is not in the repository"]
+    fetched = {path.name for path in (tmp_path / "cache").glob("**/snapshots/**/*.safetensors")}
+    assert fetched == {"model-00002-of-00002.safetensors"}
 
 
 def test_a_checkpoint_is_read_without_torch(tmp_path, state):
@@ -395,6 +451,13 @@ def test_what_is_no_checkpoint_is_said_in_one_line(tmp_path, state):
         "absent.pt": "no such file",
     }.items():
         with pytest.raises(InputError, match=said):
+            Codebook.load(tmp_path / name)
+
+
+def test_a_pointer_of_git_lfs_is_recognised(tmp_path):
+    for name in ("a.pt", "a.safetensors"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+        with pytest.raises(InputError, match="is a Git LFS pointer"):
             Codebook.load(tmp_path / name)
 
 

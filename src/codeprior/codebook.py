@@ -90,6 +90,14 @@ class Codebook:
         return (self.vectors / norms).astype(np.float32)
 
     @property
+    def n_untouched(self) -> int:
+        """Codes that still lie where training starts them, within 1/V of the origin in every coordinate.
+
+        So taming, VAR, MaskGIT and others initialise their codebooks; a code that was ever used has left that box.
+        """
+        return int((np.abs(self.vectors).max(axis=1) <= 1 / len(self)).sum())
+
+    @property
     def space_name(self) -> str:
         """The space in words: raw, normalised, projected, or projected and then normalised."""
         words = ["projected"] * self.origin.projected + ["normalised"] * self.normalize
@@ -125,7 +133,10 @@ class Codebook:
             If the source is absent, unreadable, or holds no codebook or several, or does not fit family or key.
         """
         origin, told = Origin(), False
-        if any((Path(path) / name).exists() for name in (MANIFEST, UNFINISHED)):
+        is_ours = any((Path(path) / name).exists() for name in (MANIFEST, UNFINISHED))
+        if (family is not None or key is not None) and (is_ours or not is_checkpoint(path)):
+            raise InputError(f"family and key choose within other people's checkpoints; {path} is none")
+        if is_ours:
             manifest = read_manifest(path, "tokenizer")
             found = find_codebook(open_checkpoint(manifest.path("model.safetensors")))
             matrix, told, origin = found.vectors, True, Origin(found.key)
@@ -134,8 +145,6 @@ class Codebook:
             question = found.question if normalize is None else ""
             origin = Origin(found.key, found.wrapper, found.family, found.projected, question)
             matrix, told = found.vectors, bool(found.normalize)
-        elif family is not None or key is not None:
-            raise InputError(f"family and key choose within a checkpoint; {path} holds an array")
         else:
             matrix = _read_matrix(Path(path))
         return cls(matrix, normalize=told if normalize is None else normalize, origin=origin)

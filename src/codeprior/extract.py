@@ -35,7 +35,7 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
         prior = _make(config, config.method, codebook, usage, parameters)
         prior.save(config.output)
     _export(config, prior, codebook)
-    warnings = _warnings(prior, parameters["n_clusters"])
+    warnings = _warnings(prior, parameters["n_clusters"], codebook)
     result = {"output": str(config.output), **_found(codebook), **describe(prior), "warnings": warnings}
     if config.compare:
         others = [_make(config, method, codebook, usage, parameters) for method in config.compare]
@@ -178,10 +178,15 @@ def _compare(prior: CodebookPrior, other: CodebookPrior, codebook: Codebook) -> 
     }
 
 
-def _warnings(prior: CodebookPrior, wanted: int) -> list[str]:
+def _warnings(prior: CodebookPrior, wanted: int, codebook: Codebook) -> list[str]:
     found = []
     if prior.n_clusters != wanted:
         found.append(f"the size limit stopped the merges at {prior.n_clusters} clusters, {wanted} were asked for")
+    if prior.usage is None and (n_untouched := codebook.n_untouched):
+        found.append(
+            f"{n_untouched} of {len(prior)} codes lie where training starts them, within 1/{len(prior)} of the origin: "
+            "probably never used, and merged first; leave them out with --usage"
+        )
     if n_dead := int((~prior.live).sum()):
         found.append(f"{n_dead} of {len(prior)} codes are never used: attached to clusters, never picked at decoding")
     return found

@@ -90,9 +90,9 @@ class StoredTensor(NamedTuple):
         kind = np.dtype(dtype)
         extent = 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
         start = self.storage.locate() + self.offset * kind.itemsize
-        flat = np.fromfile(self.storage.path, kind, extent, offset=start)
-        if flat.size < extent:
+        if start + extent * kind.itemsize > self.storage.path.stat().st_size:
             raise InputError(f"{self.storage.path} is cut off: it ends inside a tensor; download it again")
+        flat = np.fromfile(self.storage.path, kind, extent, offset=start)
         strides = tuple(step * kind.itemsize for step in self.strides)
         values = np.lib.stride_tricks.as_strided(flat, self.shape, strides)
         if self.storage.dtype == "bfloat16":

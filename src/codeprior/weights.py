@@ -57,7 +57,7 @@ class Checkpoint:
 
     def settings(self, *names: str) -> list[Any]:
         """Values that any of these settings has anywhere in the configuration."""
-        found = [value for name, value in _walk_config(self.config, 0) if name in names]
+        found = [value for name, value in _walk_config(self.config) if name in names]
         return [value.get("_val") if isinstance(value, dict) else value for value in found]  # omegaconf's boxes
 
 
@@ -93,6 +93,7 @@ def open_checkpoint(source: Path | str) -> Checkpoint:
 
 
 def _open_file(source: str, path: Path, config: dict[str, Any]) -> Checkpoint:
+    _refuse_pointer(path)
     if path.suffix == ".safetensors":
         return Checkpoint(source, (Scope("", _strip(read_safetensors(path))),), config)
     tree = read_pickled(path)
@@ -102,12 +103,18 @@ def _open_file(source: str, path: Path, config: dict[str, Any]) -> Checkpoint:
         what = type(tree).__qualname__
         raise InputError(f"{path} holds a {what}, not named tensors; save its state_dict and give that")
     said = {name: _plain(tree[name]) for name in _CONFIG_ENTRIES if name in tree}
-    inner = {wrapper: dict(_walk_tensors(tree[wrapper], "", 0)) for wrapper in WRAPPERS if wrapper in tree}
-    inner[""] = dict(_walk_tensors(tree, "", 0))
+    inner = {wrapper: dict(_walk_tensors(tree[wrapper])) for wrapper in WRAPPERS if wrapper in tree}
+    inner[""] = dict(_walk_tensors(tree))
     scopes = tuple(Scope(wrapper, _strip(tensors)) for wrapper, tensors in inner.items() if tensors)
     if not scopes:
         raise InputError(f"{path} holds no tensors")
     return Checkpoint(source, scopes, {**config, **said})
+
+
+def _refuse_pointer(path: Path) -> None:
+    with open(path, "rb") as file:
+        if file.read(20) == b"version https://git-":
+            raise InputError(f"{path} is a Git LFS pointer, not the file; run `git lfs pull` where it was cloned")
 
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
@@ -197,8 +204,9 @@ class _Shards(Mapping[str, StoredTensor]):
             path = self._fetch(self._folder + shard) if shard == Path(shard).name else None
             if path is None:
                 raise InputError(f"{self._index} places {stored} in {shard}, which is not there")
+            _refuse_pointer(path)
             is_safe = path.suffix == ".safetensors"
-            self._opened[shard] = read_safetensors(path) if is_safe else dict(_walk_tensors(read_pickled(path), "", 0))
+            self._opened[shard] = read_safetensors(path) if is_safe else dict(_walk_tensors(read_pickled(path)))
         if stored not in self._opened[shard]:
             raise InputError(f"{shard} does not hold {stored}, as {self._index} says it does")
         return self._opened[shard][stored]
@@ -212,54 +220,55 @@ def _open_hub(source: str) -> Checkpoint:
     parts = source.removeprefix(HUB).strip("/").split("/")
     if len(parts) < 2 or not all(parts):
         raise InputError(f"{source} must name a repository and perhaps a file: hf:owner/name[/folder][/file]")
-    repository, rest = "/".join(parts[:2]), "/".join(parts[2:])
-    fetch = partial(_fetch_hub, source, repository)
-    if Path(rest).suffix in SUFFIXES:
-        path = fetch(rest)
-        if path is None:
-            raise InputError(f"the repository {repository} has no file {rest}")
-        return _open_file(source, path, _read_config(fetch(rest.rpartition("/")[0] + "/config.json")))
-    below = f"{rest}/" if rest else ""
-    return _open_folder(source, lambda name: fetch(below + name), partial(_list_hub, source, repository, below))
+    rest = "/".join(parts[2:])
+    is_file = Path(rest).suffix in SUFFIXES
+    hub = _Hub(source, "/".join(parts[:2]), "" if is_file or not rest else f"{rest}/")
+    if not is_file:
+        return _open_folder(source, hub.fetch, hub.listing)
+    path = hub.fetch(rest)
+    if path is None:
+        raise InputError(f"{source} {hub.missing}")
+    return _open_file(source, path, _read_config(hub.fetch(str(Path(rest).with_name("config.json")))))
 
 
-def _fetch_hub(source: str, repository: str, name: str) -> Path | None:
-    """A file of a Hugging Face repository, from the local cache or downloaded into it; None where there is none."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+class _Hub:
+    """A Hugging Face repository below a folder; without the network, what the cache of the hub's client holds of it."""
 
-    try:
-        return Path(hf_hub_download(repository, name.lstrip("/")))
-    except LocalEntryNotFoundError as error:  # offline: not in the cache, whether the repository has it or not
-        if _is_offline():
+    def __init__(self, source: str, repository: str, folder: str) -> None:
+        from huggingface_hub import model_info
+
+        self._source, self._repository, self._folder = source, repository, folder
+        self._names: set[str] | None = None
+        self.missing = "is not in the repository"
+        try:
+            self._names = {entry.rfilename for entry in model_info(repository).siblings or ()}
+        except Exception as error:  # the client raises its own types, and those of the HTTP library it stands on
+            self.missing = f"is not in the cache, and the hub cannot be asked: {_first_line(error)}"
+
+    def listing(self) -> list[str]:
+        """Names of the files below the folder."""
+        if self._names is None:
+            raise InputError(f"{self._source} {self.missing}")
+        return sorted(name.removeprefix(self._folder) for name in self._names if name.startswith(self._folder))
+
+    def fetch(self, name: str) -> Path | None:
+        """A file, from the cache or downloaded into it; None where there is none."""
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        name = self._folder + name
+        if self._names is not None and name not in self._names:
             return None
-        raise _hub_error(source, error) from None
-    except EntryNotFoundError:
-        return None
-    except Exception as error:  # the client raises its own types, and those of the HTTP library it stands on
-        raise _hub_error(source, error) from None
+        try:
+            return Path(hf_hub_download(self._repository, name, local_files_only=self._names is None))
+        except LocalEntryNotFoundError:
+            return None
+        except Exception as error:  # as above
+            raise InputError(f"cannot fetch {name} of {self._source}: {_first_line(error)}") from None
 
 
-def _list_hub(source: str, repository: str, below: str) -> list[str]:
-    from huggingface_hub import list_repo_files
-
-    if _is_offline():
-        raise InputError(f"{source} is not in the local cache, and the hub is switched off (HF_HUB_OFFLINE)")
-    try:
-        return [name.removeprefix(below) for name in list_repo_files(repository) if name.startswith(below)]
-    except Exception as error:  # as in _fetch_hub
-        raise _hub_error(source, error) from None
-
-
-def _is_offline() -> bool:
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
-
-
-def _hub_error(source: str, error: Exception) -> InputError:
-    said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return InputError(f"cannot fetch {source}: {said.strip()}")
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _read_config(path: Path | None) -> dict[str, Any]:
@@ -267,7 +276,7 @@ def _read_config(path: Path | None) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _walk_tensors(tree: Any, prefix: str, depth: int) -> Iterator[tuple[str, StoredTensor]]:
+def _walk_tensors(tree: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, StoredTensor]]:
     """Tensors of nested dicts by their dotted names; lists (optimizer states) are passed over."""
     if not isinstance(tree, dict) or depth > _MAX_DEPTH:
         return
@@ -305,7 +314,7 @@ def _plain(value: Any, depth: int = 0) -> Any:
     return state if isinstance(state, bool | int | float | str | None) else None
 
 
-def _walk_config(config: Any, depth: int) -> Iterator[tuple[str, Any]]:
+def _walk_config(config: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
     if isinstance(config, dict) and depth <= _MAX_DEPTH:
         for name, value in config.items():
             yield str(name), value
