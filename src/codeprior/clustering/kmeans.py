@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-from numba import njit
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 from sklearn.cluster import kmeans_plusplus
 from threadpoolctl import threadpool_limits
 
+from codeprior.clustering import _kmeans_kernels
 from codeprior.clustering._parallel import RowPool
 from codeprior.clustering.distance import check_vectors, check_weights, duplicate_groups
 from codeprior.errors import InputError
@@ -160,7 +160,7 @@ def balanced_kmeans(
     -----
     Differs from IAR's script: the iteration with the smallest squared error is returned, not the last one; a
     repeated assignment ends the search (all that follows would repeat too); the sums are float64.
-    Ties: the lower code first, the lower centre first. Time is G * V * E an iteration, memory V * (E + G / V).
+    Ties: the lower code first, the lower centre first. An iteration takes G * V * E steps at most.
 
     References
     ----------
@@ -178,14 +178,10 @@ def balanced_kmeans(
     best_error = np.inf
     best = np.empty(0, dtype=np.int64)
     seen: set[bytes] = set()
-    nearest = np.empty(n_codes, dtype=np.int64)
-    sqdist = np.empty(n_codes)
     with RowPool(n_threads) as pool:
         for _ in range(max_iterations):
-            columns = np.ascontiguousarray(centres.T)
-            pool.run(_nearest_centres, n_codes, _rows_a_block(n_clusters), vectors, columns, nearest, sqdist)
-            labels = np.empty(n_codes, dtype=np.int64)
-            _fill_nearest_first(vectors, columns, np.argsort(sqdist, kind="stable"), nearest, labels)
+            nearest, sqdist = _nearest_of(vectors, centres, pool)
+            labels = _nearest_with_room(vectors, centres, nearest, np.argsort(sqdist, kind="stable"))
             centres = cluster_means(vectors, labels, n_clusters)
             error = float(np.square(vectors - centres[labels]).sum())
             if error < best_error:
@@ -297,19 +293,19 @@ def centroid_free_kmeans(
     n_codes = len(vectors)
     _check_counts(n_clusters, n_codes, max_iterations)
     weights = _positive_weights(weights, n_codes)
-    columns = np.ascontiguousarray(vectors[_draw_distinct(vectors, n_clusters, seed)].T)
-    labels = np.empty(n_codes, dtype=np.int64)
-    distance = np.empty(n_codes)  # squared in the first assignment, which has a single member a cluster
     block = _rows_a_block(n_clusters)
     slack = _slack(vectors)
     with RowPool(n_threads) as pool:
-        pool.run(_nearest_centres, n_codes, block, vectors, columns, labels, distance)
-        labels = fill_empty_clusters(vectors, labels, n_clusters, distance)
+        labels, sqdist = _nearest_of(vectors, vectors[_draw_distinct(vectors, n_clusters, seed)], pool)
+        labels = fill_empty_clusters(vectors, labels, n_clusters, sqdist)
+        distance = np.empty(n_codes)
         seen = {_digest(labels)}
         for _ in range(max_iterations):
             moved = np.empty(n_codes, dtype=np.int64)
             clusters = _summarise(vectors, labels, weights, n_clusters)
-            pool.run(_nearest_clusters, n_codes, block, vectors, *clusters, labels, slack, moved, distance)
+            pool.run(
+                _kmeans_kernels.nearest_by_members, n_codes, block, vectors, *clusters, labels, slack, moved, distance
+            )
             labels = fill_empty_clusters(vectors, moved, n_clusters, distance)
             digest = _digest(labels)
             if digest in seen:
@@ -354,9 +350,11 @@ def nearest_clusters(
     block = _rows_a_block(n_clusters)
     with RowPool(n_threads) as pool:
         # The cluster with the nearest mean is the first guess: a good bound leaves few others to look into.
-        pool.run(_nearest_centres, len(vectors), block, vectors, clusters[0], first, sqdist)
+        pool.run(_kmeans_kernels.nearest_centres, len(vectors), block, vectors, clusters[0], first, sqdist)
         slack = max(_slack(members), _slack(vectors))
-        pool.run(_nearest_clusters, len(vectors), block, vectors, *clusters, first, slack, nearest, distance)
+        pool.run(
+            _kmeans_kernels.nearest_by_members, len(vectors), block, vectors, *clusters, first, slack, nearest, distance
+        )
     return nearest
 
 
@@ -411,11 +409,12 @@ def _nearest_of(vectors: np.ndarray, centres: np.ndarray, pool: RowPool) -> tupl
     nearest, and rows for which rounding leaves a doubt try all of them too.
     """
     n_rows, n_centres = len(vectors), len(centres)
-    nearest, sqdist = np.empty(n_rows, dtype=np.int64), np.empty(n_rows)
+    nearest = np.empty(n_rows, dtype=np.int64)
     columns = np.ascontiguousarray(centres.T)
     every = _rows_a_block(n_centres)
     if n_centres <= _FEW_CENTRES:
-        pool.run(_nearest_centres, n_rows, every, vectors, columns, nearest, sqdist)
+        sqdist = np.empty(n_rows)
+        pool.run(_kmeans_kernels.nearest_centres, n_rows, every, vectors, columns, nearest, sqdist)
         return nearest, sqdist
     unsure = np.empty(n_rows, dtype=bool)
     if vectors.shape[1] <= _NARROW:
@@ -424,7 +423,6 @@ def _nearest_of(vectors: np.ndarray, centres: np.ndarray, pool: RowPool) -> tupl
         def search(start: int, stop: int) -> None:
             distances, found = tree.query(vectors[start:stop], k=2)
             nearest[start:stop] = found[:, 0]
-            sqdist[start:stop] = distances[:, 0] ** 2
             unsure[start:stop] = distances[:, 1] <= distances[:, 0] * (1 + _BOUND_SLACK)
 
         block = _rows_a_block(64)  # about as many distances as a search computes
@@ -434,17 +432,19 @@ def _nearest_of(vectors: np.ndarray, centres: np.ndarray, pool: RowPool) -> tupl
         def search(start: int, stop: int) -> None:
             rows = vectors[start:stop]
             gap = np.empty(len(rows))  # half the difference of the two smallest squared distances
-            _two_nearest(rows @ columns, half_norms, nearest[start:stop], gap)
+            _kmeans_kernels.two_nearest(rows @ columns, half_norms, nearest[start:stop], gap)
             unsure[start:stop] = gap <= 1e-12 * (np.square(rows).sum(axis=1) + half_norms.max())
-            sqdist[start:stop] = np.square(rows - centres[nearest[start:stop]]).sum(axis=1)
 
         block = max(256, (1 << 19) // n_centres)  # small for the cache; not smaller, for each product packs all centres
     with threadpool_limits(limits=1, user_api="blas"):  # the pool has the threads
         pool.run(search, n_rows, block)
     again = np.flatnonzero(unsure)
-    exact, exact_sqdist = np.empty(len(again), dtype=np.int64), np.empty(len(again))
-    pool.run(_nearest_centres, len(again), every, vectors[again], columns, exact, exact_sqdist)
-    nearest[again], sqdist[again] = exact, exact_sqdist
+    exact = np.empty(len(again), dtype=np.int64)
+    pool.run(_kmeans_kernels.nearest_centres, len(again), every, vectors[again], columns, exact, np.empty(len(again)))
+    nearest[again] = exact
+    sqdist = np.zeros(n_rows)
+    for axis in range(vectors.shape[1]):  # the order of the sum in `_kmeans_kernels.nearest_centres`, to the last digit
+        sqdist += (vectors[:, axis] - centres[nearest, axis]) ** 2
     return nearest, sqdist
 
 
@@ -476,10 +476,26 @@ def _two_sided_walk(vectors: np.ndarray) -> np.ndarray:
     return order
 
 
+def _nearest_with_room(vectors: np.ndarray, centres: np.ndarray, nearest: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Assign codes in `order`, each to the nearest centre whose cluster is not full; sizes differ by at most one."""
+    n_codes, n_centres = len(vectors), len(centres)
+    labels = np.empty(n_codes, dtype=np.int64)
+    room = np.full(n_centres, n_codes // n_centres)
+    left = np.array([n_centres, n_codes % n_centres])
+    open_ids, place = np.arange(n_centres), np.arange(n_centres)
+    open_columns = np.ascontiguousarray(centres.T)
+    block = _rows_a_block(n_centres)
+    for start in range(0, n_codes, block):  # short calls: Ctrl-C comes in between
+        _kmeans_kernels.fill_in_order(
+            order[start : start + block], vectors, nearest, room, left, place, open_ids, open_columns, labels
+        )
+    return labels
+
+
 def _summarise(
     vectors: np.ndarray, labels: np.ndarray, weights: np.ndarray, n_clusters: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Lay clusters out for `_nearest_clusters`.
+    """Lay clusters out for `_kmeans_kernels.nearest_by_members`.
 
     Gives the means as columns (E, G), the members' vectors cluster by cluster (V, E), their weights (V,), where each
     cluster starts among them (G + 1,), and its summed weight (G,).
@@ -490,143 +506,6 @@ def _summarise(
     means = np.ascontiguousarray(cluster_means(vectors, labels, n_clusters, weights).T)
     masses = np.bincount(labels, weights, minlength=n_clusters)
     return means, vectors[members], weights[members], starts, masses
-
-
-@njit(cache=True, nogil=True)
-def _nearest_centres(start, stop, vectors, columns, nearest, sqdist):  # type: ignore[no-untyped-def]
-    """Fill in the nearest centre of rows `start` to `stop`; `columns` holds the centres as (E, G)."""
-    width, n_centres = columns.shape
-    to_centre = np.empty(n_centres)
-    for row in range(start, stop):
-        to_centre[:] = 0.0
-        # Centres in the inner loop: each sum keeps its order, and the loop still becomes SIMD code.
-        for axis in range(width):
-            value = vectors[row, axis]
-            for centre in range(n_centres):
-                gap = value - columns[axis, centre]
-                to_centre[centre] += gap * gap
-        best = 0
-        for centre in range(1, n_centres):
-            if to_centre[centre] < to_centre[best]:
-                best = centre
-        nearest[row] = best
-        sqdist[row] = to_centre[best]
-
-
-@njit(cache=True, nogil=True)
-def _two_nearest(products, half_norms, nearest, gap):  # type: ignore[no-untyped-def]
-    """Find each row's smallest ``half_norm - product``, which is the nearest centre, and the step to the next one."""
-    for row in range(len(products)):
-        best, second, found = np.inf, np.inf, 0
-        for centre in range(len(half_norms)):
-            half = half_norms[centre] - products[row, centre]
-            if half < second:
-                if half < best:
-                    second, best, found = best, half, centre
-                else:
-                    second = half
-        nearest[row] = found
-        gap[row] = second - best
-
-
-@njit(cache=True, nogil=True)
-def _fill_nearest_first(vectors, columns, order, nearest, labels):  # type: ignore[no-untyped-def]
-    """Put the codes, in the order given, into the nearest cluster that has room."""
-    width, n_centres = columns.shape
-    n_codes = len(order)
-    room = np.full(n_centres, n_codes // n_centres)
-    extra = n_codes % n_centres  # clusters that may still take one code more than the others
-    # The clusters with room, packed to the left: `open_ids[i]` has the centre `open_columns[:, i]`.
-    open_ids = np.arange(n_centres)
-    place = np.arange(n_centres)
-    open_columns = columns.copy()
-    n_open = n_centres
-    to_centre = np.empty(n_centres)
-    for code in order:
-        chosen = nearest[code]
-        if place[chosen] < 0:
-            to_centre[:n_open] = 0.0
-            for axis in range(width):
-                value = vectors[code, axis]
-                for i in range(n_open):
-                    gap = value - open_columns[axis, i]
-                    to_centre[i] += gap * gap
-            best = 0
-            for i in range(1, n_open):
-                if to_centre[i] < to_centre[best] or (to_centre[i] == to_centre[best] and open_ids[i] < open_ids[best]):
-                    best = i
-            chosen = open_ids[best]
-        labels[code] = chosen
-        takes_extra = room[chosen] == 0
-        if takes_extra:
-            extra -= 1
-        else:
-            room[chosen] -= 1
-        if takes_extra or (room[chosen] == 0 and extra == 0):
-            n_open = _close(chosen, place, open_ids, open_columns, n_open)
-        if takes_extra and extra == 0:
-            # With the last extra place gone, the clusters that were waiting for one are full too.
-            i = 0
-            while i < n_open:
-                if room[open_ids[i]] == 0:
-                    n_open = _close(open_ids[i], place, open_ids, open_columns, n_open)
-                else:
-                    i += 1
-
-
-@njit(cache=True, nogil=True)
-def _close(cluster, place, open_ids, open_columns, n_open):  # type: ignore[no-untyped-def]
-    """Take a cluster out of the open ones, the last of which fills the hole; gives how many are left."""
-    hole, last = place[cluster], n_open - 1
-    open_ids[hole] = open_ids[last]
-    open_columns[:, hole] = open_columns[:, last]
-    place[open_ids[hole]] = hole
-    place[cluster] = -1
-    return last
-
-
-@njit(cache=True, nogil=True)
-def _nearest_clusters(  # type: ignore[no-untyped-def]
-    start, stop, vectors, columns, rows, row_weights, starts, masses, first, slack, nearest, distance
-):
-    """Fill in the cluster of smallest (weighted) mean distance to its members, for rows `start` to `stop`.
-
-    `columns` holds the clusters' means as (E, G), `rows` the members cluster by cluster, `first` a cluster to begin
-    with. A cluster is skipped when its mean is too far for it to win.
-    """
-    width, n_clusters = columns.shape
-    to_mean = np.empty(n_clusters)
-    for row in range(start, stop):
-        to_mean[:] = 0.0
-        for axis in range(width):
-            value = vectors[row, axis]
-            for cluster in range(n_clusters):
-                gap = value - columns[axis, cluster]
-                to_mean[cluster] += gap * gap
-        best = first[row]
-        best_distance = _mean_distance(vectors[row], rows, row_weights, starts[best], starts[best + 1], masses[best])
-        for cluster in range(n_clusters):
-            if cluster == first[row] or to_mean[cluster] > (best_distance + slack) ** 2:
-                continue
-            candidate = _mean_distance(
-                vectors[row], rows, row_weights, starts[cluster], starts[cluster + 1], masses[cluster]
-            )
-            if candidate < best_distance or (candidate == best_distance and cluster < best):
-                best, best_distance = cluster, candidate
-        nearest[row] = best
-        distance[row] = best_distance
-
-
-@njit(cache=True, nogil=True)
-def _mean_distance(vector, rows, row_weights, start, stop, mass):  # type: ignore[no-untyped-def]
-    total = 0.0
-    for member in range(start, stop):
-        sqdist = 0.0
-        for axis in range(len(vector)):
-            gap = vector[axis] - rows[member, axis]
-            sqdist += gap * gap
-        total += row_weights[member] * np.sqrt(sqdist)
-    return total / mass
 
 
 def _rows_a_block(distances_a_row: int) -> int:
