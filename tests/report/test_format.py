@@ -9,7 +9,7 @@ from codeprior.report.format import count, duration, listing, number, parameters
         (count(1797), "1,797"),
         (number(23.536, 2, 0.018), "23.54 ± 0.02"),
         (number(None), "–"),
-        (percent(0.9523), "95.2 %"),
+        (percent(0.9523), "95.2\u00a0%"),
         (score(2.404), "2.40"),
         (score(0.2061, 0.0057), "0.206 ± 0.006"),
         (parameters(870912), "870.91 k"),

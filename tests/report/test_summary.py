@@ -15,7 +15,7 @@ def manifest(kind: str, name: str, results: dict[str, Any], **inputs: str) -> Ma
 
 def words(*manifests: Manifest) -> dict[str, str]:
     findings = Findings(Path("run"), list(manifests), [])
-    return {finding.topic: finding.text for finding in findings_in_words(findings)}
+    return {finding.topic: finding.text.replace("\u00a0", " ") for finding in findings_in_words(findings)}
 
 
 def replacement(**psnr_db: tuple[float, float | None]) -> Manifest:

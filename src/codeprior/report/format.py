@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 NONE = "–"
+NO_BREAK = "\u00a0"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def score(value: float | None, sd: float | None = None) -> str:
 
 def percent(value: float | None, digits: int = 1) -> str:
     """A share: 95.0 %."""
-    return NONE if value is None else f"{100 * value:.{digits}f} %"
+    return NONE if value is None else f"{100 * value:.{digits}f}{NO_BREAK}%"
 
 
 def parameters(value: int | None) -> str:

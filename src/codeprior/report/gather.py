@@ -108,6 +108,11 @@ def method_name(method: str | None) -> str:
     return METHOD_NAMES.get(method or "", method or "none")
 
 
+def method_order(method: str) -> tuple[bool, str]:
+    """Where a method stands among others: DCPE after what it is compared with."""
+    return method == "dcpe", method
+
+
 def _model_label(model: Manifest) -> str:
     method = model.results.get("method")
     return f"{method_name(method)} clusters" if method else "plain tokens"
@@ -140,7 +145,8 @@ def gather(folder: Path) -> Findings:
             problems.append(str(error))
     if not manifests and not priors:
         raise InputError(f"{folder} holds no artifacts of codeprior; run `codeprior demo`, or another verb, first")
-    return Findings(folder, manifests, list(priors.values()), problems)
+    in_order = sorted(priors.values(), key=lambda file: (method_order(file.prior.method), -file.prior.n_clusters))
+    return Findings(folder, manifests, in_order, problems)
 
 
 def _files(folder: Path) -> list[Path]:

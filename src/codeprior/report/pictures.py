@@ -17,8 +17,9 @@ from PIL import Image
 from codeprior.artifact import Manifest
 from codeprior.errors import InputError
 from codeprior.plots import PALETTE, cluster_sizes, loss_curves
-from codeprior.report.format import number
-from codeprior.report.gather import Findings, method_name, read_meta, read_metrics
+from codeprior.report.format import NO_BREAK, number, percent, score
+from codeprior.report.gather import Findings, method_name, method_order, read_meta, read_metrics
+from codeprior.report.tables import score_names
 
 TILE = 64  # pixels a side that small images are enlarged to, by a whole factor
 LARGEST_TILE = 128  # and large ones reduced to
@@ -50,11 +51,7 @@ def colors(findings: Findings) -> dict[str, str]:
     """A colour for each clustering method and for plain tokens ("token"), the same in every table and plot."""
     methods = {file.prior.method for file in findings.priors}
     methods |= {findings.method_of(model) for model in findings.of("checkpoint")} - {"token"}
-    return dict(zip([*sorted(methods, key=_method_order), "token"], PALETTE, strict=False))
-
-
-def _method_order(method: str) -> tuple[bool, str]:
-    return method == "dcpe", method
+    return dict(zip([*sorted(methods, key=method_order), "token"], PALETTE, strict=False))
 
 
 def mosaic(images: np.ndarray) -> str:
@@ -133,11 +130,9 @@ def _scores(findings: Findings, samples: Manifest) -> str:
     for evaluation in findings.of("evaluation"):
         if evaluation.inputs.get("samples") == samples.digest:
             results = evaluation.results
-            parts = [
-                f"{name} {number(results[name])}" for name in results if name.startswith("FD[") and "_sd" not in name
-            ]
+            parts = [f"{name}{NO_BREAK}{score(results[name])}" for name in score_names([results], "FD")]
             if results.get("class_consistency") is not None:
-                parts.insert(0, f"{100 * results['class_consistency']:.1f} % of the class asked for")
+                parts.insert(0, f"{percent(results['class_consistency'])} of the class asked for")
             return " · ".join(parts)
     return ""
 
