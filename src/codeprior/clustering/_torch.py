@@ -57,7 +57,7 @@ class _Plan:
 
     matrix_most: int  # clusters that may be held as a matrix
     chain_at: int = 1024  # clusters at which the matrix moves to the CPU
-    chain_most: int = 16384  # clusters at which it moves if a round merges under one in 64 of them
+    chain_most: int = 8192  # clusters at which it moves if a round merges under one in 64 of them
     neighbours: float = 32.0  # of a point within the first height H; four times as many for each further one
     block: int = 1 << 22  # matrix elements worked on at once
     listed_most: int = 1 << 24  # pairs of clusters that may be listed
@@ -67,8 +67,8 @@ class _Plan:
         if device.type != "cuda":
             return cls(matrix_most=8192)
         free_bytes = _free_bytes(device)
-        # The matrix and its compacted copy (at most 9/16 of it) are held together: 12.5 bytes an element, and blocks.
-        most = min(65536, math.isqrt(free_bytes // 16) // 4096 * 4096)
+        # Beside the matrix: the rows of a round, at most half of it, and twice what they have in common, a quarter.
+        most = min(65536, math.isqrt(free_bytes // 24) // 4096 * 4096)
         # Round numbers, so that a little more or less of free memory does not change a last digit somewhere.
         block = 1 << min(28, max(20, int(math.log2(max(1, free_bytes) / 128))))
         return cls(matrix_most=most, block=block, listed_most=block // 2)
@@ -115,8 +115,8 @@ def average_linkage_torch(
     -----
     Among pairs at equal distance, the one with the lowest (smaller, larger) representative merges first; a cluster's
     representative is its lowest code. Distances are float64. Device memory: about 24 bytes for each entry of
-    `vectors`, the work space (an eighth of what is free), and the matrix between the last clusters, of which at most
-    half of the free memory is used. The same device with the same memory gives the same Z on every run.
+    `vectors`, and two thirds of what is free at most. The same device with the same free memory gives the same Z on
+    every run. Measured times are in the benchmarks' README.
 
     References
     ----------
@@ -168,16 +168,14 @@ def _linkage(
         return log.linkage()
     bound = max_cluster_size or 0
     rule = SizeRule(at_most=bound) if strict else SizeRule(frozen_above=bound)
-    clusters, _ = _merge_duplicates(vectors, weights, rule, log)
-    keep = rule.may_merge(clusters.sizes)
-    if not keep.any():
+    clusters = _merge_duplicates(vectors, weights, rule, log).allowed(rule)
+    if len(clusters) == 0:
         return log.linkage()
-    representatives = clusters.representatives[keep]
-    x, scale = _scaled(torch.as_tensor(vectors[representatives]).to(device, torch.float64))
+    x, scale = _scaled(torch.as_tensor(vectors[clusters.representatives]).to(device, torch.float64))
     forest = _Forest(
-        torch.as_tensor(representatives).to(device),
-        torch.as_tensor(clusters.sizes[keep]).to(device),
-        torch.as_tensor(clusters.weights[keep]).to(device),
+        torch.as_tensor(clusters.representatives).to(device),
+        torch.as_tensor(clusters.sizes).to(device),
+        torch.as_tensor(clusters.weights).to(device),
         x.new_zeros(len(x)),
         rule,
         log,
@@ -215,6 +213,8 @@ class _Forest:
 
     def merge(self, low: Tensor, high: Tensor, height: Tensor) -> Tensor:
         """Merge slots `high` into slots `low`, and return the slots that take part in no merge from now on."""
+        # A sum in another order may be lower by a last digit; heights never decrease.
+        height = torch.maximum(height, torch.maximum(self.formed[low], self.formed[high]))
         low_code, high_code = self.representative[low], self.representative[high]
         self.log.add(low_code.cpu().numpy(), high_code.cpu().numpy(), height.cpu().numpy() * self.scale)
         self.size[low] += self.size[high]
@@ -244,15 +244,15 @@ class _Points:
 
 
 def _scaled(x: Tensor) -> tuple[Tensor, float]:
-    """Return `x`, moved and scaled so that products neither overflow nor cancel needlessly, and the scale.
-
-    Both steps are by few-bit numbers and hence exact for float32 input: equal distances stay equal.
-    """
+    """Return `x` divided by a power of two, so that no square overflows, and that power."""
     largest = float(x.abs().max())
     scale = 2.0 ** math.frexp(largest)[1] if largest > 0 else 1.0
-    x = x / scale
-    centre = (x.mean(dim=0) * 16).round() / 16
-    return x - centre, scale
+    return x / scale, scale
+
+
+def _centre(x: Tensor) -> Tensor:
+    """Return about the mean row, in so few bits that a subtraction from float32 values is exact but for tiny ones."""
+    return (x.mean(dim=0) * 2.0**20).round() / 2.0**20
 
 
 # -- distances ----------------------------------------------------------------------------------------------------
@@ -329,9 +329,11 @@ def _distances(x: Tensor, y: Tensor) -> Tensor:
             sqdist.addcmul_(difference, difference)
         return sqdist.sqrt_()
 
-    x_sqnorm, y_sqnorm = (x * x).sum(dim=1, keepdim=True), (y * y).sum(dim=1, keepdim=True)
-    left = torch.cat([x, x_sqnorm, torch.ones_like(x_sqnorm)], dim=1)
-    right = torch.cat([-2 * y, torch.ones_like(y_sqnorm), y_sqnorm], dim=1)
+    centre = _centre(y)
+    x_moved, y_moved = x - centre, y - centre
+    x_sqnorm, y_sqnorm = x_moved.square().sum(dim=1, keepdim=True), y_moved.square().sum(dim=1, keepdim=True)
+    left = torch.cat([x_moved, x_sqnorm, torch.ones_like(x_sqnorm)], dim=1)
+    right = torch.cat([-2 * y_moved, torch.ones_like(y_sqnorm), y_sqnorm], dim=1)
     distance = left @ right.T
     close = (distance < _CLOSE * y_sqnorm.T).nonzero()
     distance.clamp_(min=0).sqrt_()
@@ -368,12 +370,13 @@ def _near_points(groups: _Groups, size: Tensor, max_sum: int, height: float, blo
     Float32 matrix products decide. The squared lengths enter reduced by more than all rounding errors together, so
     that what they give is never more than the true squared distance.
     """
-    x = groups.x[groups.order]
-    sqnorm = (x * x).sum(dim=1, keepdim=True)
+    x = groups.x[groups.order] - _centre(groups.x)
+    sqnorm = x.square().sum(dim=1, keepdim=True)
     reduced = sqnorm * (1 - 2.1 * (2 * _operand_rounding() + (x.shape[1] + 4) * 2.0**-24))
     left = torch.cat([x, reduced, torch.ones_like(reduced)], dim=1).float()
     right = torch.cat([-2 * x, torch.ones_like(reduced), reduced], dim=1).float().T.contiguous()
-    sqheight = height * height * (1 + 1e-6)
+    # Points are scaled to 1: the few bits that the centre costs them are below the addend.
+    sqheight = (height * (1 + 1e-6) + 2.0**-48) ** 2
     found: list[Tensor] = []
     for rows in _slices(len(x), block // len(x)):
         near = left[rows] @ right[:, rows.start :] <= sqheight
@@ -497,11 +500,11 @@ def _fill_triangle(matrix: Tensor, groups: _Groups, plan: _Plan) -> None:
     for rows in _slices(n_points, min(plan.block // n_points, n_points // 16)):
         low, high = int(slot[rows.start]), int(slot[rows.stop - 1]) + 1
         columns = slice(int(start[low]), n_points)
+        if alone:  # every cluster is one point
+            matrix[rows, columns] = _distances(x[rows], x[columns])
+            continue
         # Columns come first: the sums over them then run along memory.
         distance = _distances(x[columns], x[rows])
-        if alone:  # every cluster is one point
-            matrix[rows, columns] = distance.T
-            continue
         distance.mul_(share[columns, None]).mul_(share[rows])
         by_column = _segment_sum(distance, start[low:] - start[low]).T.contiguous()
         bounds = torch.searchsorted(slot[rows], torch.arange(low, high + 1, device=x.device))
@@ -574,7 +577,9 @@ def _merge_rows(matrix: Tensor, low: Tensor, high: Tensor, height: Tensor, fores
             matrix[low[some]], matrix[high[some]], low_share[some, None], high_share[some, None]
         )
     # Between two merged clusters, the order of the two means matters in the last digit: take the lesser.
-    corner = _weighted_mean(rows[:, low], rows[:, high], low_share, high_share)
+    corner = matrix.new_empty(len(low), len(low))
+    for some in _slices(len(low), plan.block // len(matrix)):
+        corner[some] = _weighted_mean(rows[some][:, low], rows[some][:, high], low_share, high_share)
     rows[:, low] = torch.minimum(corner, corner.T)
     if forest.rule.at_most:
         rows.masked_fill_(forest.size[low, None] + forest.size > forest.rule.at_most, _FAR)
@@ -600,17 +605,17 @@ def _compacted(matrix: Tensor, alive: Tensor, forest: _Forest, plan: _Plan) -> t
 
 
 def _merge_chain(matrix: Tensor, forest: _Forest) -> None:
-    """Make the remaining merges on the CPU."""
+    """Make the remaining merges on the CPU. Whatever is on the CPU already is overwritten."""
     low, high, height = _chain(
-        matrix.cpu().numpy().copy(),
-        forest.size.cpu().numpy().copy(),
-        forest.weight.cpu().numpy().copy(),
-        forest.formed.cpu().numpy().copy(),
+        matrix.cpu().numpy(),
+        forest.size.cpu().numpy(),
+        forest.weight.cpu().numpy(),
+        forest.formed.cpu().numpy(),
         forest.rule.frozen_above,
         forest.rule.at_most,
     )
     code = forest.representative.cpu().numpy()
-    forest.log.add_chain(code[low], code[high], height * forest.scale)
+    forest.log.add(code[low], code[high], height * forest.scale)
 
 
 @kernel
