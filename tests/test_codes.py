@@ -89,13 +89,14 @@ def test_a_killed_encode_ends_byte_for_byte_as_an_unbroken_one(tokenizer_folder,
         return encode_batch(model, images)
 
     monkeypatch.setattr(VQGAN, "encode", killed_in_the_middle)
+    monkeypatch.setattr("codeprior.codes._SECONDS_BETWEEN_RECORDS", 0)
     with pytest.raises(KeyboardInterrupt):
         encode(config_for(tokenizer_folder, tmp_path / "killed", **settings))
     with pytest.raises(InputError, match="is unfinished"):
         CodeStore.open(tmp_path / "killed")
     n_before = len(calls)
     encode(config_for(tokenizer_folder, tmp_path / "killed", **settings))
-    assert len(calls) - n_before == 5 * (75 - 32)  # it went on after the 32nd of 75 batches, of five views each
+    assert len(calls) - n_before == 5 * (75 - 40)  # it went on after the 40th of 75 batches, of five views each
     unbroken, killed = read_manifest(tmp_path / "unbroken"), read_manifest(tmp_path / "killed")
     assert unbroken.files == killed.files
     assert not killed.path("progress.json").exists()

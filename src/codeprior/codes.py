@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ CODES = "codes.npy"
 LABELS = "labels.npy"
 META = "meta.json"
 _PROGRESS = "progress.json"
-_BATCHES_BETWEEN_RECORDS = 16
+_SECONDS_BETWEEN_RECORDS = 2.0
 _ROWS_COUNTED_AT_ONCE = 65536
 
 
@@ -125,18 +126,18 @@ def _encode_all(
     codes, done = _open_array(workspace, shape, len(tokenizer.codebook))
     starts = range(done, len(images), config.batch_size)
     n_batches_before = -(-done // config.batch_size)
-    for number, start in enumerate(
-        track(starts, "encode", total=n_batches_before + len(starts), start=n_batches_before)
-    ):
+    recorded = time.monotonic()
+    for start in track(starts, "encode", total=n_batches_before + len(starts), start=n_batches_before):
         chosen = range(start, min(start + config.batch_size, len(images)))
         pixels = images.read_many(chosen, image_size)
         for index in range(n_views):
             batch = np.stack([view(image, config.views, index) for image in pixels])
             codes[start : chosen.stop, index] = tokenizer.encode(to_tensor(batch, device)).cpu().numpy()
-        if (number + 1) % _BATCHES_BETWEEN_RECORDS == 0:
+        if time.monotonic() - recorded >= _SECONDS_BETWEEN_RECORDS:
             codes.flush()
             write_json(workspace.path(_PROGRESS), {"images": chosen.stop})
             workspace.checkpoint()
+            recorded = time.monotonic()
     codes.flush()
     return codes
 

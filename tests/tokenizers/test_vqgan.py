@@ -1,7 +1,6 @@
 """The VQGAN is LlamaGen's: its names, its shapes, its numbers; recorded from the original (ce98ec4) in float32."""
 
 import json
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +9,11 @@ import torch
 
 from codeprior.errors import InputError
 from codeprior.tokenizers.vqgan import PRESETS, VQGAN, VectorQuantizer, preset
+from recorded import rebuild
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 RECORDED = json.loads((GOLDEN / "llamagen_state_dicts.json").read_text())
 PUBLISHED = {"VQ-16": 71_883_403, "VQ-8": 70_109_835}
-
-
-def weight_named(name, shape):
-    """The weights that the original was recorded with follow from their names."""
-    z = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
-    if len(shape) > 1:
-        return torch.from_numpy(z / np.float32(np.sqrt(np.prod(shape[1:]))))
-    return torch.from_numpy(1 + np.float32(0.1) * z if name.endswith("weight") else np.float32(0.1) * z)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -39,8 +31,7 @@ def test_it_computes_what_the_original_computed(name):
     recorded = np.load(GOLDEN / "llamagen_vq_io.npz")
     with torch.device("meta"):
         model = VQGAN(preset(name))
-    weights = {key: weight_named(key, tuple(tensor.shape)) for key, tensor in model.state_dict().items()}
-    model.load_state_dict(weights, assign=True)
+    rebuild(model)
     with torch.inference_mode():
         features = model.features(torch.from_numpy(recorded["image"]))
         codes = model.quantize.codes(features)
