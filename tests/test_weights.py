@@ -250,6 +250,25 @@ def test_a_checkpoint_is_read_without_torch(tmp_path, state):
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path / "a.pt")], check=False).returncode == 0
 
 
+class Quantizer(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(24, 8)
+        self.register_buffer("cluster_size", torch.arange(24.0))
+
+
+@BOTH
+def test_a_module_that_was_saved_whole_is_read_without_its_class(tmp_path, save):
+    model = torch.nn.ModuleDict({"quantize": Quantizer(), "decoder": torch.nn.Sequential(torch.nn.Linear(2, 2))})
+    save({"model": model, "epoch": 3}, tmp_path / "whole.pt")
+    scope = open_checkpoint(tmp_path / "whole.pt").scopes[0]
+    assert list(scope.tensors) == list(model.state_dict())
+    np.testing.assert_array_equal(scope.read(BOOK), model["quantize"].embedding.weight.detach().numpy())
+    np.testing.assert_array_equal(read_counts(tmp_path / "whole.pt"), np.arange(24))
+    save(model, tmp_path / "bare.pt")
+    assert len(Codebook.load(tmp_path / "bare.pt", family="taming")) == 24
+
+
 # -- safety --
 
 
@@ -355,8 +374,9 @@ def write_pickle(path, code):
         (b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x04true\x85R.", "calls os.system"),
         (b"cbuiltins\ngetattr\n(cbuiltins\n__import__\nS'system'\ntR.", "calls builtins.__import__"),
         (b"ctorch._utils\n_rebuild_tensor_v2\n(NI0\n(I2\nt(I1\ntI00\nNtR.", "described by something else"),
-        (b"N.", "holds a NoneType"),
-        (b"}.", "holds no tensors"),
+        (b"N.", "holds a NoneType without named tensors"),
+        (b"}.", "holds a dict without named tensors"),
+        (b"}q\x00S'a'\nh\x00s.", "without named tensors"),
         (b"garbage", "not a checkpoint that torch wrote"),
         (b"", "not a checkpoint that torch wrote"),
     ],
@@ -404,6 +424,35 @@ def test_a_file_cut_off_anywhere_is_said_in_one_line(tmp_path, save, share):
     assert "\n" not in str(error.value)
 
 
+def damaged(whole, generator):
+    """A file with a few bytes replaced, lost or put in, half of the time where its description stands."""
+    content = bytearray(whole)
+    for _ in range(generator.integers(1, 6)):
+        limit = len(content) if generator.random() < 0.5 else min(len(content), 900)
+        place, change = int(generator.integers(limit)), generator.random()
+        end = place + (0 if change > 0.8 else 1 if change < 0.6 else int(generator.integers(1, 20)))
+        content[place:end] = b"" if 0.6 <= change <= 0.8 else generator.bytes(1)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("name", ["zip.pt", "legacy.pt", "a.safetensors"])
+def test_damage_anywhere_gives_a_codebook_or_one_line_never_a_traceback(tmp_path, state, name):
+    save = {"zip.pt": save_zip, "legacy.pt": save_legacy, "a.safetensors": save_file}[name]
+    tree = {**state, "quantize.cluster_size": torch.ones(24)}
+    save(tree if name == "a.safetensors" else {"model": tree, "args": argparse.Namespace(lr=1)}, tmp_path / name)
+    whole, generator = (tmp_path / name).read_bytes(), np.random.default_rng(3)
+    said = []
+    for _ in range(150):
+        (tmp_path / name).write_bytes(damaged(whole, generator))
+        for read in (Codebook.load, read_counts):
+            try:
+                read(tmp_path / name)
+            except InputError as error:
+                said.append(str(error))
+    assert len(said) > 50
+    assert all(message.isprintable() for message in said)
+
+
 @pytest.mark.parametrize("n_bytes", [0, 4, 50, 1000])
 def test_a_cut_safetensors_file_is_said_in_one_line(tmp_path, n_bytes):
     save_file({BOOK: torch.randn(500, 8)}, tmp_path / "a.safetensors")
@@ -445,7 +494,7 @@ def test_what_is_no_checkpoint_is_said_in_one_line(tmp_path, state):
         "plain.pt": "not one of torch.save",
         "text.pt": "not a checkpoint that torch wrote",
         "zip.pt": "without torch's data.pkl",
-        "list.pt": "holds a list, not named tensors",
+        "list.pt": "holds a list without named tensors",
         "script.pt": "TorchScript program",
         "packed.pt": "was compressed after torch wrote it",
         "absent.pt": "no such file",

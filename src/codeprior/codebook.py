@@ -204,7 +204,7 @@ def read_counts(path: Path | str, key: str = "") -> np.ndarray:
     if not str(path).startswith(HUB) and not Path(path).exists():
         raise InputError(f"no usage counts at {path}: there is no such file")
     counts = np.squeeze(find_counts(open_checkpoint(path), key) if is_checkpoint(path) else _read_array(Path(path)))
-    if counts.ndim != 1 or counts.dtype.kind not in "iuf" or not np.isfinite(counts).all() or (counts < 0).any():
+    if counts.ndim != 1 or counts.dtype.kind not in "iuf" or not ((counts >= 0) & (counts < 2**53)).all():
         raise InputError(f"{path} must hold counts of 0 or more, one a code; got {counts.dtype} {counts.shape}")
     return np.ceil(counts).astype(np.int64)
 

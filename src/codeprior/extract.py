@@ -14,6 +14,7 @@ from codeprior.clustering.methods import METHODS, cluster, resolve_n_clusters
 from codeprior.codebook import Codebook, read_counts
 from codeprior.config import ExtractConfig
 from codeprior.errors import InputError
+from codeprior.families import NOTES
 from codeprior.prior import CodebookPrior
 
 
@@ -46,8 +47,13 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
 def _found(codebook: Codebook) -> dict[str, Any]:
     """Which codebook of the checkpoint was clustered, and in what space."""
     origin = codebook.origin
-    found = {"family": origin.family, "key": " / ".join(filter(None, (origin.wrapper, origin.key)))}
-    return {**{name: value for name, value in found.items() if value}, "space": codebook.space_name}
+    found = {
+        "family": origin.family,
+        "note": NOTES.get(origin.family or ""),
+        "key": " / ".join(filter(None, (origin.wrapper, origin.key))),
+        "space": codebook.space_name,
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def describe(prior: CodebookPrior) -> dict[str, Any]:

@@ -65,11 +65,6 @@ class Family:
     space: str
     projection: str = ""
 
-    @property
-    def note(self) -> str:
-        """What to know besides."""
-        return NOTES.get(self.name, "")
-
     def keys(self, names: list[str]) -> list[str]:
         """Names that may be this family's codebook."""
         return [name for name in names if re.fullmatch(rf"(?:.*\.)?{self.key}", name)]

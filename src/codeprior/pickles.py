@@ -41,8 +41,8 @@ _CONTAINERS = {"dict": dict, "list": list, "tuple": tuple, "set": set, "frozense
 # The standard library's names that honest checkpoints carry; they become leftovers, any other of its names is refused.
 _HARMLESS = {
     "argparse.Namespace", "types.SimpleNamespace", "functools.partial", "copyreg._reconstructor", "_codecs.encode",
-    "uuid.UUID", "decimal.Decimal", "fractions.Fraction", "collections.defaultdict",
-    "collections.Counter", "collections.deque", "collections.ChainMap", "enum.Enum", "enum.IntEnum", "enum.auto",
+    "uuid.UUID", "decimal.Decimal", "fractions.Fraction", "random.Random", "re._compile", "collections.defaultdict",
+    "collections.Counter", "collections.deque", "collections.ChainMap", "collections.UserDict", "enum.Enum",
     *(f"builtins.{name}" for name in (
         "object", "type", "int", "float", "str", "bool", "bytes", "complex", "range", "slice", "bytearray", "getattr",
         "NoneType", "Ellipsis")),
@@ -106,7 +106,7 @@ class _Named(type):
     def __call__(cls, *arguments: Any, **options: Any) -> Any:
         name = cls.__qualname__
         if not name.rpartition(".")[2].lstrip("_")[:1].isupper() and not _may_call(name):
-            raise _CallError(name)
+            raise _CallError(printable(name))
         return Leftover.__new__(cls, *arguments, **options)  # type: ignore[arg-type]
 
 
@@ -134,6 +134,11 @@ class Leftover(metaclass=_Named):
         """Forget the item."""
 
     add = extend = append
+
+
+def printable(name: str) -> str:
+    """A name out of somebody's file, fit for a message: line ends and control codes of terminals escaped."""
+    return name if name.isprintable() else name.encode("unicode_escape").decode()
 
 
 class _CallError(InputError):
@@ -206,15 +211,17 @@ class _Reader(pickle.Unpickler):
             return _CONTAINERS[name]
         room = module.partition(".")[0]
         if room in sys.stdlib_module_names and full not in _HARMLESS and room not in _HARMLESS_ROOMS:
-            raise _CallError(full)
+            raise _CallError(printable(full))
         return _Named(name, (Leftover,), {"__qualname__": full})
 
     def persistent_load(self, pid: Any) -> Any:
+        if isinstance(pid, tuple) and len(pid) > 1 and pid[0] == "module":
+            return pid[1]  # a class, with its source behind it
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
             return Leftover.__new__(Leftover)
         dtype = _STORAGES.get(getattr(pid[1], "__qualname__", "").rpartition(".")[2])
         if dtype is None or (len(pid) > 5 and pid[5] is not None):
-            raise InputError(f"a storage of an unknown kind: {getattr(pid[1], '__qualname__', pid[1])}")
+            raise InputError("one of its storages is of an unknown kind")
         return self._find_storage(dtype, str(pid[2]), int(pid[4]))
 
 
@@ -256,7 +263,7 @@ def read_pickled(path: Path) -> Any:
         raise error if str(path) in str(error) else InputError(f"{path} is damaged: {error}") from None
     except Exception as error:  # a damaged pickle can raise anything
         what = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(f"{path} is not a checkpoint that torch wrote, or is cut off ({what})") from None
+        raise InputError(f"{path} is not a checkpoint that torch wrote, or is cut off ({printable(what)})") from None
 
 
 def _read_zip(path: Path) -> Any:
@@ -315,4 +322,6 @@ def _read_stream(path: Path, file: BinaryIO) -> Any:
         starts[str(key)] = file.tell()
         if file.seek(size * np.dtype(DTYPES[dtypes[str(key)]]).itemsize, os.SEEK_CUR) > size_of_file:
             raise InputError(f"{path} is cut off: it ends inside a tensor; download it again")
+    if missing := set(dtypes) - set(starts):
+        raise InputError(f"its list of storages lacks {printable(min(missing))}")
     return tree

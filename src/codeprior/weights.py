@@ -17,7 +17,7 @@ import numpy as np
 
 from codeprior.artifact import read_json
 from codeprior.errors import InputError
-from codeprior.pickles import Leftover, Storage, StoredTensor, read_pickled
+from codeprior.pickles import Leftover, Storage, StoredTensor, printable, read_pickled
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 HUB = "hf:"
@@ -99,15 +99,13 @@ def _open_file(source: str, path: Path, config: dict[str, Any]) -> Checkpoint:
     tree = read_pickled(path)
     if isinstance(tree, StoredTensor):
         tree = {"tensor": tree}
-    if not isinstance(tree, dict):
-        what = type(tree).__qualname__
-        raise InputError(f"{path} holds a {what}, not named tensors; save its state_dict and give that")
-    said = {name: _plain(tree[name]) for name in _CONFIG_ENTRIES if name in tree}
-    inner = {wrapper: dict(_walk_tensors(tree[wrapper])) for wrapper in WRAPPERS if wrapper in tree}
+    entries = _members(tree)
+    said = {name: _plain(entries[name]) for name in _CONFIG_ENTRIES if name in entries}
+    inner = {wrapper: dict(_walk_tensors(entries[wrapper])) for wrapper in WRAPPERS if wrapper in entries}
     inner[""] = dict(_walk_tensors(tree))
     scopes = tuple(Scope(wrapper, _strip(tensors)) for wrapper, tensors in inner.items() if tensors)
     if not scopes:
-        raise InputError(f"{path} holds no tensors")
+        raise InputError(f"{path} holds a {type(tree).__qualname__} without named tensors; save a state_dict")
     return Checkpoint(source, scopes, {**config, **said})
 
 
@@ -276,15 +274,26 @@ def _read_config(path: Path | None) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _walk_tensors(tree: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, StoredTensor]]:
-    """Tensors of nested dicts by their dotted names; lists (optimizer states) are passed over."""
-    if not isinstance(tree, dict) or depth > _MAX_DEPTH:
+def _walk_tensors(tree: Any, prefix: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, StoredTensor]]:
+    """Tensors of nested dicts and modules by their dotted names; lists (optimizer states) are passed over."""
+    seen = set() if seen is None else seen
+    if id(tree) in seen:
         return
-    for key, value in tree.items():
+    seen.add(id(tree))  # a pickle may hold a dict within itself
+    for key, value in _members(tree).items():
         if isinstance(value, StoredTensor):
             yield f"{prefix}{key}", value
         else:
-            yield from _walk_tensors(value, f"{prefix}{key}.", depth + 1)
+            yield from _walk_tensors(value, f"{prefix}{key}.", seen)
+
+
+def _members(tree: Any) -> dict[Any, Any]:
+    """What is below a name: entries of a dict, or of a module that was saved whole parameters, buffers, modules."""
+    if not isinstance(tree, Leftover):
+        return tree if isinstance(tree, dict) else {}
+    state = tree.state if isinstance(tree.state, dict) else {}
+    rooms = [room for name in ("_parameters", "_buffers", "_modules") if isinstance(room := state.get(name), dict)]
+    return {key: value for room in rooms for key, value in room.items()} if rooms else state
 
 
 def _strip(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -299,6 +308,7 @@ def _stripped_names(names: Mapping[str, Any]) -> dict[str, str]:
         bare = name.replace("_orig_mod.", "")
         while bare.startswith("module."):
             bare = bare.removeprefix("module.")
+        bare = printable(bare)
         found[name] = name if bare in taken else bare
         taken.add(found[name])
     return found
