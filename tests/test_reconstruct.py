@@ -114,9 +114,21 @@ def test_priors_of_one_name_are_told_apart_by_their_paths(tiny: Path, tmp_path: 
         reconstruct(settings(tiny, tmp_path / "twice", priors=(copy, copy)))
 
 
-def test_images_that_do_not_fit_the_tokenizer_s_grid_are_refused(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="multiple of 4"):
-        reconstruct(settings(tiny, tmp_path / "test", image_size=18))
+def test_what_cannot_be_scored_is_refused_before_anything_is_written(tiny: Path, tmp_path: Path) -> None:
+    small = TrainClassifierConfig(
+        data=str(tiny / "digits.npz"), output=tmp_path / "cnn", image_size=8, steps=1, width=4
+    )
+    train_classifier(small)
+    for changes, message in (
+        ({"image_size": 18}, "multiple of 4"),
+        ({"image_size": 4}, "at least 7"),
+        ({"features": tmp_path / "cnn"}, "judges uint8 images of 8 x 8"),
+        ({"features": tmp_path / "cnn", "image_size": 8, "n_images": 1}, "2 images or more"),
+        ({"data": str(tmp_path / "nowhere")}, "no images at"),
+    ):
+        with pytest.raises(InputError, match=message):
+            reconstruct(settings(tiny, tmp_path / "test", **changes))
+    assert not (tmp_path / "test").exists()
 
 
 @pytest.mark.parametrize(

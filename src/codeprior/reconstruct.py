@@ -18,7 +18,7 @@ from codeprior.config import ReconstructConfig
 from codeprior.device import resolve_device
 from codeprior.errors import InputError
 from codeprior.evaluation.features import FeatureNetwork, extract_features, load_features
-from codeprior.evaluation.metrics import psnr_db, ssim
+from codeprior.evaluation.metrics import SSIM_WINDOW, psnr_db, ssim
 from codeprior.evaluation.statistics import frechet_distance
 from codeprior.images import ImageSet, open_images
 from codeprior.plots import image_grid
@@ -62,6 +62,7 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
         prior.verify(tokenizer.codebook.digest, f"{config.tokenizer} (beside {name})")
     network = load_features(config.features, device) if config.features else None
     images = open_images(config.data, bad_images=config.bad_images, seed=config.seed)
+    _check_fit(config, tokenizer, network, len(images))
     inputs = {"images": images.digest, "tokenizer": tokenizer.digest}
     inputs |= {f"prior {name}": prior.digest for name, prior in priors.items()}
     inputs |= {"features": network.digest} if network else {}
@@ -80,6 +81,19 @@ def name_priors(paths: tuple[Path, ...]) -> dict[str, CodebookPrior]:
     if len(set(names)) < len(names) or reserved & set(names):
         raise InputError(f"the priors of a test need names of their own, got {', '.join(names)}")
     return {name: CodebookPrior.load(path) for name, path in zip(names, paths, strict=True)}
+
+
+def _check_fit(config: ReconstructConfig, tokenizer: Tokenizer, network: FeatureNetwork | None, n_images: int) -> None:
+    """Refuse what cannot be scored before anything is written."""
+    size = config.image_size or tokenizer.image_size
+    if size % tokenizer.downsample or size < SSIM_WINDOW:
+        raise InputError(
+            f"image_size must be a multiple of {tokenizer.downsample} and at least {SSIM_WINDOW}, got {size}"
+        )
+    if network:
+        network.features(np.zeros((1, size, size, 3), dtype=np.uint8))
+        if min(config.n_images, n_images) < 2:
+            raise InputError(f"a Fréchet distance needs 2 images or more, got {min(config.n_images, n_images)}")
 
 
 def _test(

@@ -100,4 +100,15 @@ def test_samples_that_cannot_be_judged_are_refused(
         np.savez(tmp_path / "samples.npz", **content)
     with pytest.raises(InputError, match=message):
         evaluate(settings(tiny, classifier, tmp_path / "scores", samples=tmp_path / "samples.npz"))
-    assert not (tmp_path / "scores" / "manifest.json").exists()
+    assert not (tmp_path / "scores").exists()
+
+
+def test_too_few_images_are_refused(tiny: Path, classifier: Path, tmp_path: Path) -> None:
+    images, labels = arrays(tiny / "digits.npz")
+    for n_images, part in ((1, "samples"), (3, "reference"), (1, "baseline")):
+        path = tmp_path / f"{n_images}.npz"
+        np.savez(path, arr_0=images[:n_images], arr_1=labels[:n_images])
+        with pytest.raises(InputError, match="needs 2 images or more"):
+            evaluate(
+                settings(tiny, classifier, tmp_path / "scores", **{part: path if part == "samples" else str(path)})
+            )

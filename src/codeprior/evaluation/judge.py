@@ -56,6 +56,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     pixels, labels, digest = _open_samples(config.samples)
     reference = open_images(config.reference, seed=config.seed)
     baseline = open_images(config.baseline, seed=config.seed) if config.baseline else None
+    _check_fit(network, pixels, labels, reference, baseline)
     inputs = {"samples": digest, "reference": reference.digest, "features": network.digest}
     if baseline:
         inputs["baseline"] = baseline.digest
@@ -81,9 +82,6 @@ def _score(
         network, pixels.__getitem__, np.arange(len(pixels)), config.batch_size, "judging samples"
     )
     samples = Judged(features, network.probabilities(features), labels)
-    n_classes = samples.probabilities.shape[1]
-    if labels is not None and not 0 <= labels.min() <= labels.max() < n_classes:
-        raise InputError(f"{network.name} knows classes 0 to {n_classes - 1}, a sample has class {labels.max()}")
     real = _judge_set(network, reference, np.arange(len(reference)), size, config.batch_size)
     results = {"feature_network": network.name, **scores(network.name, samples, real, resampling)}
     if baseline is not None:
@@ -127,11 +125,29 @@ def _open_samples(path: Path) -> tuple[np.ndarray, np.ndarray | None, str]:
     except Exception as error:  # zip, header and key errors of a damaged or foreign file
         raise InputError(f"cannot read {path}: {error}; it must hold arr_0 (uint8 NHWC)") from error
     square = pixels.ndim == 4 and pixels.shape[1] == pixels.shape[2] and pixels.shape[3] == 3
-    if pixels.dtype != np.uint8 or not square or len(pixels) < 2:
+    if pixels.dtype != np.uint8 or not square or not len(pixels):
         raise InputError(f"arr_0 of {path} must be square uint8 RGB images, got {pixels.dtype} {pixels.shape}")
     if labels is not None and labels.shape != (len(pixels),):
         raise InputError(f"arr_1 of {path} must be {len(pixels)} labels, got {labels.shape}")
     return pixels, labels, digest
+
+
+def _check_fit(
+    network: FeatureNetwork,
+    pixels: np.ndarray,
+    labels: np.ndarray | None,
+    reference: ImageSet,
+    baseline: ImageSet | None,
+) -> None:
+    """Refuse what cannot be judged before anything is written."""
+    n_classes = network.probabilities(network.features(pixels[:1])).shape[1]
+    if labels is not None and not 0 <= labels.min() <= labels.max() < n_classes:
+        raise InputError(f"{network.name} knows classes 0 to {n_classes - 1}, a sample has class {labels.max()}")
+    fewest = min(len(pixels), len(baseline) if baseline else len(reference) // 2, len(reference))
+    if fewest < 2:
+        raise InputError(
+            "a Fréchet distance needs 2 images or more on each side, and 4 to split the reference in halves"
+        )
 
 
 def _judge_set(network: FeatureNetwork, images: ImageSet, indices: np.ndarray, size: int, batch_size: int) -> Judged:
