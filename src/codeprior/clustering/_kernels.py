@@ -165,15 +165,19 @@ def _row_minimum(values):
 
 
 @kernel
-def _nearest_in_row(i, row, n, weights, sizes, size_limit, values):
+def _nearest_in_row(i, row, n, unit_weights, weights, sizes, size_limit, values):
     """Return the distance and the position of the cluster nearest to cluster i, whose distance sums are `row`.
 
     `values` is scratch: rows of 64, at least n values, infinite from n on.
     """
     wi = weights[i]
     flat = values.reshape(-1)
-    for j in range(n):
-        flat[j] = tie_rounded(row[j] / (wi * weights[j]))
+    if unit_weights:
+        for j in range(n):
+            flat[j] = tie_rounded(row[j])
+    else:
+        for j in range(n):
+            flat[j] = tie_rounded(row[j] / (wi * weights[j]))
     flat[i] = np.inf
     if size_limit > 0:
         room = size_limit - sizes[i]
@@ -187,34 +191,25 @@ def nearest_in_matrix(start, stop, sums, weights, sizes, size_limit, stale, near
     """For the rows of the range marked `stale`: find the nearest cluster; of several the first, which is the rule."""
     n = len(weights)
     values = np.full(((n + 63) // 64, 64), np.inf)
+    unit_weights = True
+    for j in range(n):
+        unit_weights = unit_weights and weights[j] == 1.0
     for i in range(start, stop):
         if stale[i]:
-            nearest_distance[i], nearest[i] = _nearest_in_row(i, sums[i], n, weights, sizes, size_limit, values)
+            nearest_distance[i], nearest[i] = _nearest_in_row(
+                i, sums[i], n, unit_weights, weights, sizes, size_limit, values
+            )
 
 
 @kernel
-def merge_rows(
-    start,
-    stop,
-    offset,
-    sums,
-    first,
-    second,
-    single,
-    paired,
-    block,
-    weights,
-    sizes,
-    size_limit,
-    stale,
-    nearest,
-    nearest_distance,
-):
+def merge_rows(start, stop, offset, sums, first, second, single, single_old, paired, paired_left, paired_right, block,
+               weights, sizes, size_limit, stale, nearest, nearest_distance):
     """Make rows ``offset + start .. offset + stop`` of the next matrix, and search those marked `stale`.
 
-    New cluster a holds the old clusters ``first[a]`` and, unless it is -1, ``second[a]``; `single` and `paired` list
-    the new clusters without and with a second. Sums of two pairs are added crosswise, so that the next matrix is
-    symmetric to the last bit.
+    New cluster a holds the old clusters ``first[a]`` and, unless it is -1, ``second[a]``. New cluster ``single[t]`` is
+    the old ``single_old[t]`` alone, ``paired[t]`` is ``paired_left[t]`` and ``paired_right[t]``; these indices are
+    unsigned, which spares the test for negative ones. Sums of two pairs are added crosswise, so that the next matrix
+    is symmetric to the last bit.
     """
     n = len(first)
     values = np.full(((n + 63) // 64, 64), np.inf)
@@ -224,21 +219,21 @@ def merge_rows(
         row = sums[first[a]]
         if second[a] < 0:
             for t in range(len(single)):
-                b = single[t]
-                out[b] = row[first[b]]
+                out[single[t]] = row[single_old[t]]
             for t in range(len(paired)):
-                b = paired[t]
-                out[b] = row[first[b]] + row[second[b]]
+                out[paired[t]] = row[paired_left[t]] + row[paired_right[t]]
         else:
             other = sums[second[a]]
             for t in range(len(single)):
-                b = single[t]
-                out[b] = row[first[b]] + other[first[b]]
+                out[single[t]] = row[single_old[t]] + other[single_old[t]]
             for t in range(len(paired)):
-                b = paired[t]
-                out[b] = (row[first[b]] + other[second[b]]) + (row[second[b]] + other[first[b]])
+                i = paired_left[t]
+                j = paired_right[t]
+                out[paired[t]] = (row[i] + other[j]) + (row[j] + other[i])
         if stale[a]:
-            nearest_distance[a], nearest[a] = _nearest_in_row(a, out, n, weights, sizes, size_limit, values)
+            nearest_distance[a], nearest[a] = _nearest_in_row(
+                a, out, n, False, weights, sizes, size_limit, values
+            )
 
 
 @kernel

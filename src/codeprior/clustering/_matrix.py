@@ -114,29 +114,21 @@ def merge_by_matrix(
         representatives, sizes, weights = representatives[first], sizes[first], weights[first]
 
         m = len(first)
-        single = np.flatnonzero(second < 0)
-        paired = np.flatnonzero(second >= 0)
+        single, paired = np.flatnonzero(second < 0), np.flatnonzero(second >= 0)
+        columns = [single, first[single], paired, first[paired], second[paired]]
+        columns = [indices.astype(np.uint32) for indices in columns]
         block = np.empty((min(BLOCK_ROWS, m), m))
         following = memory[: m * m].reshape(m, m)
         for offset in range(0, m, BLOCK_ROWS):
             rows = min(BLOCK_ROWS, m - offset)
-            pool.run(
-                _kernels.merge_rows,
-                rows,
-                max(1, min(BLOCK_ROWS // 8, 65536 // m)),
-                offset,
-                sums,
-                first,
-                second,
-                single,
-                paired,
-                block,
-                weights,
-                sizes,
-                rule.at_most,
-                stale,
-                nearest,
-                distance,
-            )
-            following[offset : offset + rows] = block[:rows]
+            chunk = max(1, min(BLOCK_ROWS // 8, 65536 // m))
+            found = (weights, sizes, rule.at_most, stale, nearest, distance)
+            target = following[offset : offset + rows]
+            # Rows of the present matrix that are still needed begin at first[offset]: once the next matrix lags far
+            # enough behind, it can be written in place.
+            clear = (offset + rows) * m <= first[offset] * n
+            rows_out = target if clear else block
+            pool.run(_kernels.merge_rows, rows, chunk, offset, sums, first, second, *columns, rows_out, *found)
+            if not clear:
+                target[:] = block[:rows]
         sums, n = following, m

@@ -18,7 +18,7 @@ from .distance import check_vectors, check_weights, duplicate_groups
 # A tree over cluster means prunes in few dimensions only; beyond, all distances are computed at once.
 TREE_DIMENSIONS = 16
 # Clusters left when the search hands over to a matrix: below, a round on the matrix costs less than the searches.
-MATRIX_CLUSTERS = 3072
+MATRIX_CLUSTERS = 2048
 # Most clusters that a matrix is made for straight away: it takes 8 bytes for each pair of them, both ways.
 LARGEST_MATRIX = 20480
 
@@ -187,7 +187,7 @@ def _cluster_sums(members: Members, pool: RowPool) -> np.ndarray:
         block[:, : len(rows)] = rows.T
     sums = np.empty((n, n))
     if n == len(points):
-        pool.run(_kernels.instance_matrix, n, 32, points, blocks, weights, sums)
+        pool.run(_kernels.instance_matrix, n, lanes, points, blocks, weights, sums)
     else:
         pool.run(_kernels.cluster_sums, n, 16, points, blocks, weights, bounds, sums)
     return sums
