@@ -125,7 +125,12 @@ def cluster_sizes(labels: Mapping[str, np.ndarray], path: Path | str | None = No
 
 
 def dendrogram(
-    Z: np.ndarray, path: Path | str | None = None, *, n_clusters: int | None = None, n_leaves: int = 40
+    Z: np.ndarray,
+    path: Path | str | None = None,
+    *,
+    n_clusters: int | None = None,
+    n_leaves: int = 40,
+    ylabel: str = "distance at the merge",
 ) -> Figure:
     """Draw the upper part of a complete tree, down to `n_leaves` branches.
 
@@ -139,6 +144,8 @@ def dendrogram(
         Mark the cut into so many clusters, and colour them, where the part shown has it.
     n_leaves : int
         Branches to show.
+    ylabel : str
+        What the heights are, by the method: for average linkage the mean distance of the two clusters.
 
     Returns
     -------
@@ -184,7 +191,7 @@ def dendrogram(
         shown = (
             f"the last {n_leaves - 1:,} of {n_codes - 1:,} merges" if n_leaves < n_codes else f"{n_codes - 1:,} merges"
         )
-        axes.set(title=f"Tree of clusters: {shown}", xlabel="codes in each branch", ylabel="mean distance at the merge")
+        axes.set(title=f"Tree of clusters: {shown}", xlabel="codes in each branch", ylabel=ylabel)
         if height_of_cut is not None:
             axes.axhline(height_of_cut, color=BLACK, linewidth=1, linestyle=(0, (4, 3)))
             text = f"{n_clusters:,}\nclusters"

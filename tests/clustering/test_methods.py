@@ -196,6 +196,8 @@ def test_what_a_method_does_not_take_is_refused_with_those_that_do():
         cluster(x, 2, method="kmeans", metric="precomputed")
     with pytest.raises(InputError, match="metric must be 'euclidean', 'precomputed' or a callable, got 'cosine'"):
         cluster(x, 2, metric="cosine")
+    with pytest.raises(InputError, match="must be square, got shape"):
+        cluster(np.ones((4, 2)), 2, metric="precomputed", usage=[1, 1, 1, 0])
     with pytest.raises(InputError, match="weighs each code by its usage; pass usage"):
         cluster(x, 2, method="kmeans++-weighted")
     with pytest.raises(InputError, match="usage must be one count for each of the 4 codes"):

@@ -144,6 +144,8 @@ def cluster(
     """
     vectors = check_vectors(vectors)
     n_codes = len(vectors)
+    if metric == "precomputed" and vectors.shape[1] != n_codes:
+        raise InputError(f"a precomputed matrix of distances must be square, got shape {vectors.shape}")
     n_clusters = resolve_n_clusters(n_clusters, n_codes)
     _check_method(method, weights, usage, max_cluster_size, metric)
     weights = check_weights(weights, n_codes)
