@@ -245,7 +245,10 @@ def test_every_row_of_the_table_is_tested_above():
     assert {row.name for row in FAMILIES} - alike == {layout[0] for layout in LAYOUTS}
 
 
-@pytest.mark.parametrize(("family", "tree"), [("iar", {"model": llamagen()}), ("chameleon", {"state_dict": taming()})])
+@pytest.mark.parametrize(
+    ("family", "tree"),
+    [("iar", {"model": llamagen()}), ("chameleon", {"state_dict": taming()}), ("ibq", {"state_dict": taming()})],
+)
 def test_a_family_in_anothers_layout_may_be_named(tmp_path, family, tree):
     codebook = Codebook.load(write(tmp_path / "a.pt", tree), family=family)
     assert codebook.origin.family == family
@@ -338,10 +341,27 @@ def test_llamagens_names_with_another_width_are_asked_for_too(tmp_path):
 
 def test_a_configuration_in_the_file_or_beside_it_has_the_word_before_the_family(tmp_path):
     args = argparse.Namespace(codebook_l2_norm=False, vq_model="VQ-16")
-    path = write(tmp_path / "trained.pt", {"model": llamagen(), "args": args})
-    assert Codebook.load(path).space_name == "raw"
+    codebook = Codebook.load(write(tmp_path / "trained.pt", {"model": llamagen(), "args": args}))
+    assert codebook.space_name == "raw"
+    assert codebook.origin.note == "its configuration says that rows are not normalised, unlike others of its family"
     (tmp_path / "config.json").write_text(json.dumps({"model": {"vq_model": {"use_l2_norm": False}}}))
     assert Codebook.load(write(tmp_path / "titok.safetensors", titok(12))).space_name == "raw"
+
+
+def test_family_and_key_together_are_taken_at_their_word(tmp_path):
+    path = write(tmp_path / "a.pt", {"codes": book(8), "other": book(8)})
+    codebook = Codebook.load(path, family="llamagen", key="codes")
+    assert (codebook.origin.family, codebook.space_name) == ("llamagen", "normalised")
+    with pytest.raises(InputError, match="does not tell how its codes"):
+        _ = Codebook.load(path, key="codes").space
+
+
+def test_a_prior_is_no_codebook(tmp_path):
+    CodebookPrior(token_to_cluster=np.arange(4), codebook_digest="sha256:00", method="ward").save(
+        tmp_path / "p.safetensors"
+    )
+    with pytest.raises(InputError, match="holds no codebook"):
+        Codebook.load(tmp_path / "p.safetensors")
 
 
 def test_the_preferred_wrapper_is_the_moving_average(tmp_path):

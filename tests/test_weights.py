@@ -127,6 +127,8 @@ def test_only_the_shard_with_the_codebook_is_opened(tmp_path, state):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     codebook = Codebook.load(tmp_path)
     assert (codebook.origin.family, codebook.space_name) == ("llamagen", "normalised")
+    with pytest.raises(InputError, match=r"no tensor nowhere; it holds decoder.*weight, quantize.*weight"):
+        Codebook.load(tmp_path, key="nowhere")  # and no shard is opened to say so
     with pytest.raises(InputError, match=r"places decoder.* in model-00001.*, which is not there"):
         Codebook.load(tmp_path, key="decoder.conv_blocks.0.norm.weight")
 

@@ -22,6 +22,7 @@ class Origin:
     wrapper: str = ""
     family: str | None = None
     projected: bool = False
+    note: str = ""
     question: str = ""
     """Asks for the space where nothing tells it; empty where something does."""
 
@@ -143,7 +144,7 @@ class Codebook:
         elif is_checkpoint(path):
             found = find_codebook(open_checkpoint(path), family, key)
             question = found.question if normalize is None else ""
-            origin = Origin(found.key, found.wrapper, found.family, found.projected, question)
+            origin = Origin(found.key, found.wrapper, found.family, found.projected, found.note, question)
             matrix, told = found.vectors, bool(found.normalize)
         else:
             matrix = _read_matrix(Path(path))

@@ -14,7 +14,6 @@ from codeprior.clustering.methods import METHODS, cluster, resolve_n_clusters
 from codeprior.codebook import Codebook, read_counts
 from codeprior.config import ExtractConfig
 from codeprior.errors import InputError
-from codeprior.families import NOTES
 from codeprior.prior import CodebookPrior
 
 
@@ -49,7 +48,7 @@ def _found(codebook: Codebook) -> dict[str, Any]:
     origin = codebook.origin
     found = {
         "family": origin.family,
-        "note": NOTES.get(origin.family or ""),
+        "note": origin.note,
         "key": " / ".join(filter(None, (origin.wrapper, origin.key))),
         "space": codebook.space_name,
     }

@@ -105,6 +105,7 @@ FAMILIES = tuple(Family(*row) for row in (
     ("taming-gumbel",   "state_dict", GUMBEL,   (r"quantize\.proj\.",), None, CONV,  RAW),
     ("taming-ema",      "state_dict", BOOK, (r"quantize\.embedding\.embed_avg",), None, NEAREST, RAW),
     ("taming",          "state_dict", BOOK,     (DOWN,),             None, NEAREST,  RAW),
+    ("ibq",             "state_dict", BOOK,     (DOWN,),             None, DOT,      RAW),
     ("chameleon",       "state_dict", BOOK,     (DOWN,),             None, NEAREST,  RAW),
 ))
 NOTES = {
@@ -138,8 +139,9 @@ LFQ = (
     "distances between such codes are whole numbers with ties everywhere, so clusters would be arbitrary"
 )
 COUNTS = ("cluster_size", "ema_vocab_hit_SV")
-FEW = 32  # tensors of a file that may be somebody's export of a codebook alone
-L2_SETTINGS = ("codebook_l2_norm", "use_l2_norm", "l2_norm", "l2_normalize", "using_znorm", "use_cosine_sim")
+FEW = 32  # tensors of a file that may be somebody's export of a codebook alone, unless it has one of these rooms:
+NO_EXPORTS = {"encoder", "decoder", "tok_embeddings", "token_to_cluster"}
+L2_SETTINGS = ("codebook_l2_norm", "use_l2_norm", "l2_normalize", "using_znorm", "use_cosine_sim")
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,7 @@ class Found:
     family: str | None = None
     normalize: bool | None = False
     projected: bool = False
+    note: str = ""
     question: str = ""
 
 
@@ -173,23 +176,27 @@ def find_codebook(checkpoint: Checkpoint, family: str | None = None, key: str | 
         If there is no codebook, there are several, or family or key do not fit the file.
     """
     scope = _choose_scope(checkpoint, key)
-    rows = _choose_rows(checkpoint, scope, family)
-    if key is None:
-        name, head = _find_name(checkpoint, scope, rows), ""
-        used = _averaged(scope, name)
-    else:
-        used = name = _named(checkpoint, scope, _headless(key))
-        head = key.removeprefix(_headless(key))
+    rows = _choose_rows(checkpoint, scope, family, key)
+    name = _find_name(checkpoint, scope, rows) if key is None else _named(checkpoint, scope, _headless(key))
+    head = "" if key is None else key.removeprefix(_headless(key))
+    used = _averaged(scope, name) if key is None else name
     vectors = _matrix(scope.read(used), used, head)
-    row = next((row for row in rows if row.keys([name])), None)
+    row = next((row for row in rows if row.keys([name])), rows[0] if family and key else None)
     if row is None and key is None and not any(row.keys([name]) for row in FAMILIES):
         return Found(vectors, used, scope.wrapper)  # the file's only matrix: somebody's export, taken as it is
     if row is not None and row.projection:
         vectors = _project(scope, name, row, vectors)
-    normalize = _normalizes(checkpoint, row)
-    question = _question(checkpoint, name, vectors) if normalize is None else ""
-    projected = row is not None and bool(row.projection)
-    return Found(vectors, used + head, scope.wrapper, row.name if row else None, normalize, projected, question)
+    normalize, note = _normalizes(checkpoint, row)
+    return Found(
+        vectors,
+        used + head,
+        scope.wrapper,
+        family=row.name if row else None,
+        normalize=normalize,
+        projected=row is not None and bool(row.projection),
+        note=note,
+        question=_question(checkpoint, name, vectors) if normalize is None else "",
+    )
 
 
 def find_counts(checkpoint: Checkpoint, key: str = "") -> np.ndarray:
@@ -223,7 +230,7 @@ def _choose_scope(checkpoint: Checkpoint, key: str | None) -> Scope:
     return checkpoint.scopes[0]
 
 
-def _choose_rows(checkpoint: Checkpoint, scope: Scope, family: str | None) -> list[Family]:
+def _choose_rows(checkpoint: Checkpoint, scope: Scope, family: str | None, key: str | None) -> list[Family]:
     """Rows of the family that the file tells, or of the one given, if the file does not contradict; [] if unknown."""
     names = list(scope.tensors)
     lines = "\n".join(names)
@@ -237,7 +244,7 @@ def _choose_rows(checkpoint: Checkpoint, scope: Scope, family: str | None) -> li
     if not given:
         raise InputError(f"no family {family!r}; known: {', '.join(dict.fromkeys(row.name for row in FAMILIES))}")
     looks = f"; by its names this is {(likely or told)[0].name}" if told else ""
-    if not any(row.keys(names) for row in given):
+    if key is None and not any(row.keys(names) for row in given):
         wanted = re.sub(r"\\(.)", r"\1", given[0].key)
         raise InputError(f"{checkpoint.source} is not {family}: it holds no {wanted}{looks}")
     fitting = [row for row in given if row in likely and row.resembles(likely[0])] if likely else given
@@ -251,7 +258,7 @@ def _find_name(checkpoint: Checkpoint, scope: Scope, rows: list[Family]) -> str:
     names = list(scope.tensors)
     found = list(dict.fromkeys(name for row in rows or FAMILIES for name in row.keys(names)))
     found = [name for name in found if len(found) == 1 or _averaged_name(name) not in found]
-    if not found and len(names) <= FEW and not _is_model(scope):
+    if not found and len(names) <= FEW and not _rooms(scope) & NO_EXPORTS:
         matrices = [name for name in names if len(scope.tensors[name].shape) == 2]
         found = matrices if len(matrices) == 1 else []
     if not found:
@@ -271,11 +278,6 @@ def _named(checkpoint: Checkpoint, scope: Scope, key: str) -> str:
     if not found:
         raise InputError(f"{checkpoint.source} has no tensor {key}; it holds {_matrices(scope)}")
     return found[0]
-
-
-def _is_model(scope: Scope) -> bool:
-    """Whether there is more in the file than somebody's export of a codebook."""
-    return bool(_rooms(scope) & {"encoder", "decoder", "tok_embeddings"})
 
 
 def _rooms(scope: Scope) -> set[str]:
@@ -307,12 +309,17 @@ def _question(checkpoint: Checkpoint, name: str, vectors: np.ndarray) -> str:
     )
 
 
-def _normalizes(checkpoint: Checkpoint, row: Family | None) -> bool | None:
-    """Whether rows are normalised: by the configuration, if all that it says agrees, else by the family."""
+def _normalizes(checkpoint: Checkpoint, row: Family | None) -> tuple[bool | None, str]:
+    """Whether rows are normalised, and what to say of it: the configuration if all of it agrees, else the family."""
+    usual = None if row is None else row.space == UNIT
+    note = NOTES[row.name] if row else ""
     said = {value for value in checkpoint.settings(*L2_SETTINGS) if isinstance(value, bool)}
-    if len(said) == 1 and not (row and row.name == "iar2-detail"):  # a setting of IAR2's first book alone
-        return said.pop()
-    return None if row is None else row.space == UNIT
+    if len(said) != 1 or (row and row.name == "iar2-detail"):  # the setting is for IAR2's first book alone
+        return usual, note
+    told = said.pop()
+    if usual in (None, told):
+        return told, note
+    return told, f"its configuration says that rows are {'' if told else 'not '}normalised, unlike others of its family"
 
 
 def _project(scope: Scope, name: str, row: Family, vectors: np.ndarray) -> np.ndarray:
@@ -368,10 +375,12 @@ def _widths(scope: Scope, names: list[str]) -> set[int]:
 
 
 def _matrices(scope: Scope) -> str:
-    """Tensors that could be codebooks by their names; of a sharded checkpoint only these names' shards are opened."""
-    likely = [name for name in scope.tensors if re.search(r"embed|codebook|quant|weight$", name)][:200]
-    shaped = [_describe(scope, name) for name in likely if len(scope.tensors[name].shape) in (2, 3)]
-    return ", ".join(shaped[:6]) or "no matrices"
+    """Tensors that could be codebooks by their names; shards are not opened to say so."""
+    likely = [name for name in scope.tensors if re.search(r"embed|codebook|quant|weight$", name)]
+    if not isinstance(scope.tensors, dict):
+        return ", ".join(likely[:6]) or "nothing alike"
+    matrices = [name for name in likely if len(scope.tensors[name].shape) in (2, 3)]
+    return ", ".join(_describe(scope, name) for name in matrices[:6]) or "no matrices"
 
 
 def _describe(scope: Scope, name: str) -> str:
