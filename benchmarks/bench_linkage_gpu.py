@@ -150,7 +150,7 @@ def difference_from_definition(vectors: np.ndarray, Z: np.ndarray, n_checked: in
             continue
         a, b = codes(int(Z[merge, 0])), codes(int(Z[merge, 1]))
         mean = float(np.mean([np.sqrt(((row - b) ** 2).sum(axis=1)).mean() for row in a]))
-        worst = max(worst, abs(mean - Z[merge, 2]) / max(mean, 1e-300))
+        worst = max(worst, float(abs(mean - Z[merge, 2]) / max(mean, 1e-300)))
         n_done += 1
     return {
         "heights_never_decrease": bool((np.diff(Z[:, 2]) >= 0).all()),

@@ -53,7 +53,10 @@ _SLACK = 1 + 1e-9
 
 @dataclass(frozen=True)
 class _Plan:
-    """Sizes at which the work changes hands; none of them changes which clusters merge."""
+    """Sizes at which the work changes hands; none of them changes which clusters merge.
+
+    They come from counting operations and bytes, not from measurements on a GPU.
+    """
 
     matrix_most: int  # clusters that may be held as a matrix
     chain_at: int = 1024  # clusters at which the matrix moves to the CPU
@@ -116,7 +119,7 @@ def average_linkage_torch(
     Among pairs at equal distance, the one with the lowest (smaller, larger) representative merges first; a cluster's
     representative is its lowest code. Distances are float64. Device memory: about 24 bytes for each entry of
     `vectors`, and two thirds of what is free at most. The same device with the same free memory gives the same Z on
-    every run. Measured times are in the benchmarks' README.
+    every run.
 
     References
     ----------
@@ -187,7 +190,7 @@ def _linkage(
     neighbours = plan.neighbours
     while len(forest) > max(1, plan.matrix_most) and reached < forest.bound():
         reached = _merge_below(neighbours, points, forest, plan)
-        neighbours *= 4
+        neighbours = min(4 * neighbours, len(x))
     if len(forest) > 1 and reached < forest.bound():
         _merge_matrix(_mean_distance_matrix(points, forest, plan), forest, plan)
     return log.linkage()
