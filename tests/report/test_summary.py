@@ -5,6 +5,7 @@ import pytest
 
 from codeprior.artifact import Manifest
 from codeprior.report.gather import Findings
+from codeprior.report.names import Names
 from codeprior.report.summary import findings_in_words
 
 
@@ -15,7 +16,7 @@ def manifest(kind: str, name: str, results: dict[str, Any], **inputs: str) -> Ma
 
 def words(*manifests: Manifest) -> dict[str, str]:
     findings = Findings(Path("run"), list(manifests), [])
-    return {finding.topic: finding.text.replace("\u00a0", " ") for finding in findings_in_words(findings)}
+    return {finding.topic: finding.text.replace("\u00a0", " ") for finding in findings_in_words(Names(findings))}
 
 
 def replacement(**psnr_db: tuple[float, float | None]) -> Manifest:
@@ -27,7 +28,7 @@ def replacement(**psnr_db: tuple[float, float | None]) -> Manifest:
     return manifest("replacement", "test", {"rows": rows})
 
 
-def generation(**scores: list[tuple[float, float]]) -> list[Manifest]:
+def generation(n_real: int = 1000, **scores: list[tuple[float, float]]) -> list[Manifest]:
     """A model, samples and an evaluation for each (class consistency, FD) of each method."""
     made = []
     for method, values in scores.items():
@@ -42,6 +43,9 @@ def generation(**scores: list[tuple[float, float]]) -> list[Manifest]:
                 "FD[digits-cnn]_sd": 0.1,
                 "real_FD[digits-cnn]": 1.5,
                 "n_samples": 1000,
+                "n_reference": 297,
+                "n_real": n_real,
+                "n_real_reference": 297,
             }
             made += [model, samples, manifest("evaluation", f"{method}-{seed}", judged, samples=samples.digest)]
     return made
@@ -85,6 +89,28 @@ def test_several_trainings_of_a_method_are_averaged() -> None:
     said = words(*generation(kmeans=[(0.94, 3.0), (0.96, 4.0)], dcpe=[(0.97, 2.0), (0.99, 2.2)]))
     assert "DCPE 2.10 ± 0.141 and k-means 3.50 ± 0.707" in said["Fréchet distance"]
     assert "mean over 2 or more trained models" in said["How sure"]
+
+
+def test_trainings_with_other_settings_are_not_averaged() -> None:
+    made = generation(dcpe=[(0.97, 2.0), (0.99, 2.2)])
+    made[0].settings["steps"], made[3].settings["steps"] = 700, 1400
+    text = words(*made)["Fréchet distance"]
+    assert "DCPE clusters (checkpoint/dcpe-0) 2.00 and DCPE clusters (checkpoint/dcpe-1) 2.20" in text
+
+
+def test_samples_of_one_model_are_told_apart() -> None:
+    model, samples, scores = generation(token=[(0.9, 2.0)])
+    other = manifest("samples", "warm", {}, checkpoint=model.digest)
+    other.settings["temperature"] = 1.2
+    names = Names(Findings(Path("run"), [model, samples, other, scores], []))
+    assert names.label(model) == "plain tokens"
+    assert names.label(scores) == "plain tokens (samples/token-0)"
+    assert names.label(other) == "plain tokens (samples/warm)"
+
+
+def test_real_images_that_were_fewer_than_the_samples_are_not_compared_with() -> None:
+    assert "real images" in words(*generation(token=[(0.9, 2.0)]))["Fréchet distance"]
+    assert "real images" not in words(*generation(n_real=148, token=[(0.9, 2.0)]))["Fréchet distance"]
 
 
 def test_likelihood_is_told_with_what_it_favours() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,17 +15,6 @@ from codeprior.errors import InputError
 from codeprior.prior import CodebookPrior, is_prior_file
 
 _TENSORS = ".safetensors"
-METHOD_NAMES = {
-    "dcpe": "DCPE",
-    "kmeans": "k-means",
-    "kmeans++": "k-means++",
-    "kmeans++-weighted": "k-means++ by usage",
-    "balanced-kmeans": "balanced k-means",
-    "kmeans-instance": "k-means by instances",
-    "centroid": "centroid linkage",
-    "ward": "Ward linkage",
-    "complete": "complete linkage",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,61 +49,23 @@ class Findings:
 
     @cached_property
     def _by_digest(self) -> dict[str, Manifest]:
-        return {manifest.digest: manifest for manifest in self.manifests}
+        return {manifest.digest: manifest for manifest in reversed(self.manifests)}  # of equal ones the first
 
     def source(self, manifest: Manifest | None, name: str) -> Manifest | None:
         """The artifact that another names as its input, if it lies below the folder too."""
         return self._by_digest.get(manifest.inputs.get(name, "")) if manifest else None
 
-    @cached_property
-    def model_labels(self) -> dict[str, str]:
-        """What each checkpoint is called, by its digest: its objective, and its place where that is not enough."""
-        models = self.of("checkpoint")
-        plain = {model.digest: _model_label(model) for model in models}
-        counts = Counter(plain.values())
-        return {
-            model.digest: label if counts[label] == 1 else f"{label} ({self.place(model.folder)})"
-            for model, label in zip(models, plain.values(), strict=True)
-        }
+    def samples_of(self, manifest: Manifest) -> Manifest | None:
+        """Samples themselves, or those that scores are of; None of a checkpoint or if they lie elsewhere."""
+        if manifest.kind == "evaluation":
+            return self.source(manifest, "samples")
+        return manifest if manifest.kind == "samples" else None
 
     def model_of(self, manifest: Manifest) -> Manifest | None:
-        """The checkpoint that samples, or the samples of an evaluation, come from, if it lies below the folder."""
-        samples = self.source(manifest, "samples") if manifest.kind == "evaluation" else manifest
-        return self.source(samples, "checkpoint")
-
-    def model_label(self, manifest: Manifest) -> str:
-        """What a checkpoint, samples or an evaluation are of: the model's label, or their own place."""
-        model = manifest if manifest.kind == "checkpoint" else self.model_of(manifest)
-        return self.model_labels[model.digest] if model else self.place(manifest.folder)
-
-    def method_of(self, manifest: Manifest) -> str:
-        """The clustering method behind a checkpoint, samples or an evaluation; "token" for none, "" if unknown."""
-        model = manifest if manifest.kind == "checkpoint" else self.model_of(manifest)
-        return (model.results.get("method") or "token") if model else ""
-
-    def by_method(self, manifests: list[Manifest], order: list[str]) -> list[Manifest]:
-        """Checkpoints, samples or evaluations in the order of their methods, then of their places."""
-
-        def rank(manifest: Manifest) -> tuple[int, str]:
-            method = self.method_of(manifest)
-            return (order.index(method) if method in order else len(order), self.place(manifest.folder))
-
-        return sorted(manifests, key=rank)
-
-
-def method_name(method: str | None) -> str:
-    """A clustering method as people write it."""
-    return METHOD_NAMES.get(method or "", method or "none")
-
-
-def method_order(method: str) -> tuple[bool, str]:
-    """Where a method stands among others: DCPE after what it is compared with."""
-    return method == "dcpe", method
-
-
-def _model_label(model: Manifest) -> str:
-    method = model.results.get("method")
-    return f"{method_name(method)} clusters" if method else "plain tokens"
+        """A checkpoint itself, or the one that samples or scores come from, if it lies below the folder."""
+        if manifest.kind == "checkpoint":
+            return manifest
+        return self.source(self.samples_of(manifest), "checkpoint")
 
 
 def gather(folder: Path) -> Findings:
@@ -145,8 +95,7 @@ def gather(folder: Path) -> Findings:
             problems.append(str(error))
     if not manifests and not priors:
         raise InputError(f"{folder} holds no artifacts of codeprior; run `codeprior demo`, or another verb, first")
-    in_order = sorted(priors.values(), key=lambda file: (method_order(file.prior.method), -file.prior.n_clusters))
-    return Findings(folder, manifests, in_order, problems)
+    return Findings(folder, manifests, list(priors.values()), problems)
 
 
 def _files(folder: Path) -> list[Path]:

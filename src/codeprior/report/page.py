@@ -9,6 +9,7 @@ import codeprior.report.summary as summary
 import codeprior.report.tables as tables
 from codeprior.artifact import Manifest
 from codeprior.report.gather import Findings
+from codeprior.report.names import Names
 from codeprior.version import VERSION
 
 TEMPLATE = "report.html"
@@ -30,22 +31,18 @@ def render(findings: Findings, title: str) -> str:
 
 def contents(findings: Findings) -> dict[str, Any]:
     """What the template shows; whatever is absent is empty."""
-    palette = pictures.colors(findings)
-    order = ["token", *(method for method in palette if method != "token")]
-    samples, evaluations, models = (
-        findings.by_method(findings.of(kind), order) for kind in ("samples", "evaluation", "checkpoint")
-    )
-    grids = [pictures.sample_grid(findings, manifest, palette) for manifest in samples]
+    names = Names(findings)
+    grids = [pictures.sample_grid(names, samples) for samples in names.in_order("samples")]
     return {
         "headline": summary.headline(findings),
-        "findings": summary.findings_in_words(findings),
+        "findings": summary.findings_in_words(names),
         "grids": [grid for grid in grids if grid],
-        "generation": tables.generation(findings, evaluations, palette),
-        "tests": [_test(findings, test, palette) for test in findings.of("replacement")],
-        "priors": tables.priors(findings, palette),
-        "sizes_plot": pictures.sizes_plot(findings, palette),
-        "models": tables.models(findings, models, palette),
-        "loss_plots": pictures.loss_plots(findings, palette),
+        "generation": tables.generation(names),
+        "tests": [_test(names, test) for test in findings.of("replacement")],
+        "priors": tables.priors(names),
+        "sizes_plot": pictures.sizes_plot(names),
+        "models": tables.models(names),
+        "loss_plots": pictures.loss_plots(names),
         "tokenizers": tables.tokenizers(findings),
         "codes": tables.codes(findings),
         "classifiers": tables.classifiers(findings),
@@ -56,7 +53,7 @@ def contents(findings: Findings) -> dict[str, Any]:
     }
 
 
-def _test(findings: Findings, test: Manifest, palette: dict[str, str]) -> dict[str, Any]:
-    strips, names = pictures.replacement_strips(test)
-    place = findings.place(test.folder)
-    return {"place": place, "strips": strips, "columns": names, "table": tables.replacement(test, palette)}
+def _test(names: Names, test: Manifest) -> dict[str, Any]:
+    strips, columns = pictures.replacement_strips(test)
+    place = names.findings.place(test.folder)
+    return {"place": place, "strips": strips, "columns": columns, "table": tables.replacement(names, test)}

@@ -18,7 +18,8 @@ from codeprior.artifact import Manifest
 from codeprior.errors import InputError
 from codeprior.plots import PALETTE, cluster_sizes, loss_curves
 from codeprior.report.format import NO_BREAK, number, percent, score
-from codeprior.report.gather import Findings, method_name, method_order, read_meta, read_metrics
+from codeprior.report.gather import Findings, read_meta, read_metrics
+from codeprior.report.names import Names, method_name
 from codeprior.report.tables import score_names
 
 TILE = 64  # pixels a side that small images are enlarged to, by a whole factor
@@ -45,13 +46,6 @@ class Grid:
     rows: list[str]
     image: str
     note: str = ""
-
-
-def colors(findings: Findings) -> dict[str, str]:
-    """A colour for each clustering method and for plain tokens ("token"), the same in every table and plot."""
-    methods = {file.prior.method for file in findings.priors}
-    methods |= {findings.method_of(model) for model in findings.of("checkpoint")} - {"token"}
-    return dict(zip([*sorted(methods, key=method_order), "token"], PALETTE, strict=False))
 
 
 def mosaic(images: np.ndarray) -> str:
@@ -89,7 +83,7 @@ def data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def sample_grid(findings: Findings, samples: Manifest, palette: dict[str, str]) -> Grid | None:
+def sample_grid(names: Names, samples: Manifest) -> Grid | None:
     """The first samples of each class (of evenly spaced classes where there are many); None if there are no images."""
     path = samples.path("samples.npz")
     if not path.exists():
@@ -100,13 +94,13 @@ def sample_grid(findings: Findings, samples: Manifest, palette: dict[str, str]) 
     classes = classes[np.unique(np.linspace(0, len(classes) - 1, min(GRID_ROWS, len(classes))).round().astype(int))]
     n_columns = min(GRID_COLUMNS, *(int((labels == label).sum()) for label in classes))
     rows = np.stack([np.flatnonzero(labels == label)[:n_columns] for label in classes])
-    names = _class_names(findings, samples)
+    classes_named = _class_names(names.findings, samples)
     return Grid(
-        findings.model_label(samples),
-        palette.get(findings.method_of(samples), ""),
-        [names[label] if label < len(names) else str(label) for label in classes],
+        names.label(samples),
+        names.color(samples),
+        [classes_named[label] if label < len(classes_named) else str(label) for label in classes],
         mosaic(read_images(path, rows)),
-        _scores(findings, samples),
+        _scores(names.findings, samples),
     )
 
 
@@ -160,36 +154,32 @@ def replacement_strips(test: Manifest) -> tuple[list[Strip], list[str]]:
     return strips, names
 
 
-def sizes_plot(findings: Findings, palette: dict[str, str]) -> str | None:
-    """Cluster sizes of the priors, a method once (with the number of clusters that most have)."""
-    chosen: dict[str, Any] = {}
-    for method in palette:
-        files = [file for file in findings.priors if file.prior.method == method]
-        if files:
-            chosen[method_name(method)] = files[0].prior.token_to_cluster
+def sizes_plot(names: Names) -> str | None:
+    """Cluster sizes of the priors, one of each method: that with most clusters."""
+    chosen: dict[str, np.ndarray] = {}
+    for method in names.methods[: len(PALETTE)]:
+        priors = [file.prior for file in names.findings.priors if file.prior.method == method]
+        if priors:
+            chosen[method_name(method)] = max(priors, key=lambda prior: prior.n_clusters).token_to_cluster
     return _plot(lambda path: cluster_sizes(chosen, path)) if chosen else None
 
 
-def loss_plots(findings: Findings, palette: dict[str, str]) -> list[tuple[str, str]]:
+def loss_plots(names: Names) -> list[tuple[str, str]]:
     """Losses of all models over the steps, held out and training: (description, data URI)."""
-    held_out, training = "heldout_nats_per_token", "train_nats_per_token"
     plots = [
-        ("Loss on held-out images", _loss_plot(findings, palette, held_out, "Held-out images", smoothing=0)),
-        ("Loss on training images", _loss_plot(findings, palette, training, "Training images, with dropout")),
+        ("Loss on held-out images", _loss_plot(names, "heldout_nats_per_token", "Held-out images", smoothing=0)),
+        ("Loss on training images", _loss_plot(names, "train_nats_per_token", "Training images, with dropout")),
     ]
     return [(description, picture) for description, picture in plots if picture]
 
 
-def _loss_plot(
-    findings: Findings, palette: dict[str, str], key: str, title: str, smoothing: float | None = None
-) -> str | None:
-    models = findings.by_method(findings.of("checkpoint"), list(palette))  # the order in which plots give colours
+def _loss_plot(names: Names, key: str, title: str, smoothing: float | None = None) -> str | None:
     curves = {}
-    for model in models[: len(PALETTE)]:
+    for model in names.models[: len(PALETTE)]:  # in the order in which plots give colours
         points = [(line["step"], line[key]) for line in read_metrics(model) if line.get(key) is not None]
         if len(points) > 1:
             steps, values = np.array(points, dtype=np.float64).T
-            curves[findings.model_label(model)] = (steps, values)
+            curves[names.label(model)] = (steps, values)
 
     def draw(path: Path) -> None:
         loss_curves(curves, path, ylabel="nats per token", title=title, smoothing=smoothing)

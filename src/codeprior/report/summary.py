@@ -12,8 +12,9 @@ import numpy as np
 
 from codeprior.artifact import Manifest
 from codeprior.report.format import count, duration, listing, number, percent, score
-from codeprior.report.gather import Findings, method_name, read_meta
-from codeprior.report.tables import score_names
+from codeprior.report.gather import Findings, read_meta
+from codeprior.report.names import Names, method_name
+from codeprior.report.tables import real_compares, score_names
 
 CLEAR = 2.0  # standard deviations of a difference, below which it is called none
 
@@ -59,9 +60,9 @@ def headline(findings: Findings) -> str:
     return " · ".join(parts)
 
 
-def findings_in_words(findings: Findings) -> list[Finding]:
+def findings_in_words(names: Names) -> list[Finding]:
     """What came out: tokenizer, replacement, likelihood, generation, and how far to trust it."""
-    return [*_tokenizer(findings), *_replacement(findings), *_likelihood(findings), *_generation(findings)]
+    return [*_tokenizer(names.findings), *_replacement(names.findings), *_likelihood(names), *_generation(names)]
 
 
 def _tokenizer(findings: Findings) -> list[Finding]:
@@ -108,9 +109,9 @@ def _replacement_at(n_clusters: int, rows: list[dict[str, Any]], none: dict[str,
     return " ".join(filter(None, said))
 
 
-def _likelihood(findings: Findings) -> list[Finding]:
-    models = [m for m in findings.of("checkpoint") if m.results.get("heldout_nats_per_token") is not None]
-    ranked = _ranked(_grouped([(_family(findings, m), m.results["heldout_nats_per_token"]) for m in models]))
+def _likelihood(names: Names) -> list[Finding]:
+    models = names.findings.of("checkpoint")
+    ranked = _ranked(_scores_of(names, models, "heldout_nats_per_token"))
     if len(ranked) < 2:
         return []
     values = listing([f"{s.name} {number(s.value, 3, s.sd)}" for s in ranked])
@@ -123,21 +124,23 @@ def _likelihood(findings: Findings) -> list[Finding]:
     return [Finding("Likelihood", text)]
 
 
-def _generation(findings: Findings) -> list[Finding]:
-    evaluations = findings.of("evaluation")
+def _generation(names: Names) -> list[Finding]:
+    evaluations = names.findings.of("evaluation")
     said = []
-    consistent = _ranked(_scores_of(findings, evaluations, "class_consistency"), highest=True)
+    consistent = _ranked(_scores_of(names, evaluations, "class_consistency"), highest=True)
     if consistent:
         real = _real(evaluations, "class_consistency")
         text = _values("Images that the judge takes for the class asked for", consistent, percent, real, _REAL)
         lead = _lead(consistent, lambda gap: f"{100 * gap:.1f} points", _IMAGES)
         said.append(Finding("Class consistency", f"{text} {lead}".strip()))
     for name in score_names([manifest.results for manifest in evaluations], "FD"):
-        ranked = _ranked(_scores_of(findings, evaluations, name))
-        text = _values(f"{name}, lower is better", ranked, score, _real(evaluations, name), _REAL)
+        ranked = _ranked(_scores_of(names, evaluations, name))
+        real = _real([m for m in evaluations if real_compares(m.results)], name)
+        text = _values(f"{name}, lower is better", ranked, score, real, _REAL)
         said.append(Finding("Fréchet distance", f"{text} {_lead(ranked, _distance_gap(ranked), _IMAGES)}".strip()))
-    if len({_family(findings, manifest) for manifest in evaluations}) > 1:
-        said.append(Finding("How sure", _caveat(findings, evaluations)))
+    groups = names.groups(evaluations)
+    if len(groups) > 1:
+        said.append(Finding("How sure", _caveat(names, groups)))
     return said
 
 
@@ -171,27 +174,27 @@ def _capital(name: str) -> str:
     return name if name.startswith("k-") else name[:1].upper() + name[1:]
 
 
-def _caveat(findings: Findings, evaluations: list[Manifest]) -> str:
+def _caveat(names: Names, groups: dict[str, list[Manifest]]) -> str:
     """How many trainings stand behind each score."""
-    trained: dict[str, set[str]] = defaultdict(set)
-    for manifest in evaluations:
-        trained[_family(findings, manifest)].add(findings.model_label(manifest))
-    fewest = min(len(labels) for labels in trained.values())
+    fewest = min(len({names.label(manifest) for manifest in group}) for group in groups.values())
     if fewest > 1:
         return f"Each score is the mean over {fewest} or more trained models, ± their spread."
     return (
-        "Each model was trained once, and another seed moves such scores too, often by more than another draw of the "
+        "Models were trained once, and another seed moves such scores too, often by more than another draw of the "
         "images does: take the order as a lead, not as a result."
     )
 
 
-def _scores_of(findings: Findings, evaluations: list[Manifest], name: str) -> list[Score]:
-    """A score of each method; of several models of one method the mean and the spread."""
-    values = [(m, m.results[name]) for m in evaluations if m.results.get(name) is not None]
-    grouped = _grouped([(_family(findings, m), value) for m, value in values])
-    if len(grouped) < len(values):
-        return grouped
-    return [Score(_family(findings, m), value, _own_sd(m.results, name)) for m, value in values]
+def _scores_of(names: Names, manifests: list[Manifest], key: str) -> list[Score]:
+    """A score of each group of models that differ in their seeds alone: the mean and the spread, or the only one's."""
+    scores = []
+    for name, group in names.groups([m for m in manifests if m.results.get(key) is not None]).items():
+        values = [manifest.results[key] for manifest in group]
+        if len(values) > 1:
+            scores.append(Score(name, float(np.mean(values)), float(np.std(values, ddof=1)), several=True))
+        else:
+            scores.append(Score(name, values[0], _own_sd(group[0].results, key)))
+    return scores
 
 
 def _own_sd(results: dict[str, Any], name: str) -> float | None:
@@ -201,22 +204,6 @@ def _own_sd(results: dict[str, Any], name: str) -> float | None:
         return sqrt(share * (1 - share) / results["n_samples"])
     sd: float | None = results.get(f"{name}_sd")
     return sd
-
-
-def _grouped(values: Sequence[tuple[str, float]]) -> list[Score]:
-    groups: dict[str, list[float]] = defaultdict(list)
-    for name, value in values:
-        groups[name].append(value)
-    return [
-        Score(name, float(np.mean(group)), float(np.std(group, ddof=1)) if len(group) > 1 else None, len(group) > 1)
-        for name, group in groups.items()
-    ]
-
-
-def _family(findings: Findings, manifest: Manifest) -> str:
-    """The method behind a checkpoint or an evaluation, whatever its seed; its place where that is unknown."""
-    method = findings.method_of(manifest)
-    return {"token": "plain tokens", "": findings.place(manifest.folder)}.get(method, method_name(method))
 
 
 def _real(evaluations: list[Manifest], name: str) -> float | None:
