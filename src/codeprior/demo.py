@@ -44,7 +44,7 @@ SCALES = {
     "digits": Scale(
         image_size=16,
         tokenizer={"codebook_size": 256, "steps": 500},
-        classifier={"steps": 400},
+        classifier={"steps": 250},
         model={"steps": 700, "batch_size": 64},
         n_samples=1000,
         n_scored=2000,
@@ -52,7 +52,7 @@ SCALES = {
     "photos12": Scale(
         image_size=32,
         tokenizer={"codebook_size": 512, "steps": 700, "views": "centre"},
-        classifier={"steps": 400, "views": "centre"},
+        classifier={"steps": 400, "batch_size": 64, "views": "centre"},
         model={"steps": 900, "batch_size": 32},
         n_samples=960,
         n_scored=1000,
@@ -189,6 +189,7 @@ def stages(config: DemoConfig, folder: Path) -> list[Stage]:
                 settings.EvaluateConfig(
                     samples=samples,
                     reference=heldout,
+                    baseline=config.data,
                     features=classifier,
                     output=folder / "evaluations" / name,
                     **make,
