@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 
-LANES = 256  # points in a block, side by side for vector instructions
+LANES = 128  # points in a block, side by side for vector instructions
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
@@ -34,23 +34,19 @@ def tie_rounded(distance):
 
 
 @kernel
-def block_sqdist(block, points, i, out):
-    """Fill `out` with the squared distances of point i to the LANES points of a block, in float64.
+def block_sqdist(block, points, i, j, out_i, out_j):
+    """Fill `out_i` and `out_j` with the squared distances of points i and j to the LANES points of a block, in float64.
 
-    ``block[p]`` holds dimension p of all its points. Eight dimensions are added in one pass over `out`: each sum has
-    the one order written here.
+    ``block[p]`` holds dimension p of all its points. Two points share what is read of the block, and eight dimensions
+    one pass over the outputs: each sum has the one order written here, whichever points come together.
     """
     dim = points.shape[1]
-    p = dim % 4
     for k in range(LANES):
-        out[k] = 0.0
-    for r in range(p):
-        x0 = np.float64(points[i, r])
-        for k in range(LANES):
-            d0 = block[r, k] - x0
-            out[k] += d0 * d0
+        out_i[k] = 0.0
+        out_j[k] = 0.0
+    p = 0
     while p + 8 <= dim:
-        x0 = np.float64(points[i, p])
+        x0 = np.float64(points[i, p + 0])
         x1 = np.float64(points[i, p + 1])
         x2 = np.float64(points[i, p + 2])
         x3 = np.float64(points[i, p + 3])
@@ -58,28 +54,42 @@ def block_sqdist(block, points, i, out):
         x5 = np.float64(points[i, p + 5])
         x6 = np.float64(points[i, p + 6])
         x7 = np.float64(points[i, p + 7])
+        y0 = np.float64(points[j, p + 0])
+        y1 = np.float64(points[j, p + 1])
+        y2 = np.float64(points[j, p + 2])
+        y3 = np.float64(points[j, p + 3])
+        y4 = np.float64(points[j, p + 4])
+        y5 = np.float64(points[j, p + 5])
+        y6 = np.float64(points[j, p + 6])
+        y7 = np.float64(points[j, p + 7])
         for k in range(LANES):
-            d0 = block[p, k] - x0
-            d1 = block[p + 1, k] - x1
-            d2 = block[p + 2, k] - x2
-            d3 = block[p + 3, k] - x3
-            d4 = block[p + 4, k] - x4
-            d5 = block[p + 5, k] - x5
-            d6 = block[p + 6, k] - x6
-            d7 = block[p + 7, k] - x7
-            out[k] += ((d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)) + ((d4 * d4 + d5 * d5) + (d6 * d6 + d7 * d7))
+            b0 = block[p + 0, k]
+            b1 = block[p + 1, k]
+            b2 = block[p + 2, k]
+            b3 = block[p + 3, k]
+            b4 = block[p + 4, k]
+            b5 = block[p + 5, k]
+            b6 = block[p + 6, k]
+            b7 = block[p + 7, k]
+            d0, e0 = b0 - x0, b0 - y0
+            d1, e1 = b1 - x1, b1 - y1
+            d2, e2 = b2 - x2, b2 - y2
+            d3, e3 = b3 - x3, b3 - y3
+            d4, e4 = b4 - x4, b4 - y4
+            d5, e5 = b5 - x5, b5 - y5
+            d6, e6 = b6 - x6, b6 - y6
+            d7, e7 = b7 - x7, b7 - y7
+            out_i[k] += ((d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)) + ((d4 * d4 + d5 * d5) + (d6 * d6 + d7 * d7))
+            out_j[k] += ((e0 * e0 + e1 * e1) + (e2 * e2 + e3 * e3)) + ((e4 * e4 + e5 * e5) + (e6 * e6 + e7 * e7))
         p += 8
-    if p < dim:
+    while p < dim:
         x0 = np.float64(points[i, p])
-        x1 = np.float64(points[i, p + 1])
-        x2 = np.float64(points[i, p + 2])
-        x3 = np.float64(points[i, p + 3])
+        y0 = np.float64(points[j, p])
         for k in range(LANES):
-            d0 = block[p, k] - x0
-            d1 = block[p + 1, k] - x1
-            d2 = block[p + 2, k] - x2
-            d3 = block[p + 3, k] - x3
-            out[k] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
+            d0, e0 = block[p, k] - x0, block[p, k] - y0
+            out_i[k] += d0 * d0
+            out_j[k] += e0 * e0
+        p += 1
 
 
 @kernel
@@ -89,13 +99,18 @@ def instance_matrix(start, stop, points, blocks, weights, sums):
     `blocks` holds the same points for `block_sqdist`. The range lies within one block.
     """
     n = len(points)
-    tile = np.empty((stop - start, LANES))
+    # Rows a little longer than needed: columns are read too, and a power of two between rows would share cache lines.
+    # One row more than points, for the partner of an odd last one.
+    tile = np.empty((stop - start + 1, LANES + 8))
     for b in range(start // LANES, len(blocks)):
         j0 = b * LANES
         m = min(LANES, n - j0)
+        for i in range(start, stop, 2):
+            j = min(i + 1, stop - 1)
+            r = i - start
+            block_sqdist(blocks[b], points, i, j, tile[r, :LANES], tile[r + 1, :LANES])
         for i in range(start, stop):
-            row = tile[i - start]
-            block_sqdist(blocks[b], points, i, row)
+            row = tile[i - start, :LANES]
             wi = weights[i]
             out = sums[i, j0 : j0 + m]
             w = weights[j0 : j0 + m]
@@ -117,17 +132,20 @@ def cluster_sums(start, stop, points, blocks, weights, bounds, sums):
     n_clusters = len(bounds) - 1
     total = np.empty((len(blocks), LANES))
     flat = total.reshape(-1)
-    sqdist = np.empty(LANES)
+    sqdist = np.empty((2, LANES))
     for a in range(start, stop):
         for b in range(bounds[a] // LANES, len(blocks)):
             block = blocks[b]
             row = total[b]
             row[:] = 0.0
-            for i in range(bounds[a], bounds[a + 1]):
-                block_sqdist(block, points, i, sqdist)
-                w = weights[i]
-                for k in range(LANES):
-                    row[k] += w * np.sqrt(sqdist[k])
+            for i in range(bounds[a], bounds[a + 1], 2):
+                j = min(i + 1, bounds[a + 1] - 1)
+                block_sqdist(block, points, i, j, sqdist[0], sqdist[1])
+                for t in range(i, j + 1):
+                    w = weights[t]
+                    near = sqdist[t - i]
+                    for k in range(LANES):
+                        row[k] += w * np.sqrt(near[k])
         for b in range(a, n_clusters):
             s = 0.0
             for j in range(bounds[b], bounds[b + 1]):

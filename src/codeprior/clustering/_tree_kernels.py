@@ -249,15 +249,18 @@ def pair_sum(points, weights, following, a, n_a, b, n_b, buffer, buffer_weights,
             j = following[j]
         left -= m
         i = a
-        for _ in range(n_a):
-            block_sqdist(buffer, points, i, distances)
-            for k in range(m):
-                distances[k] = np.sqrt(distances[k]) * buffer_weights[k]
-            row = 0.0
-            for k in range(m):
-                row += distances[k]
-            total += weights[i] * row
-            i = following[i]
+        for done in range(0, n_a, 2):
+            i_next = following[i] if done + 1 < n_a else i
+            block_sqdist(buffer, points, i, i_next, distances[0], distances[1])
+            for t in range(min(2, n_a - done)):
+                near = distances[t]
+                for k in range(m):
+                    near[k] = np.sqrt(near[k]) * buffer_weights[k]
+                row = 0.0
+                for k in range(m):
+                    row += near[k]
+                total += weights[i if t == 0 else i_next] * row
+            i = following[i_next]
     return total
 
 
@@ -282,7 +285,7 @@ def cluster_distance(s, t, points, instance_weights, following, head, size, weig
         dim = points.shape[1]
         total = pair_sum(
             points, instance_weights, following, head[s], size[s], head[t], size[t],
-            scratch[:dim], scratch[dim], scratch[dim + 1],
+            scratch[:dim], scratch[dim], scratch[dim + 1 :],
         )
     return tie_rounded(total / (weight[s] * weight[t]))
 
@@ -391,7 +394,7 @@ def search(start, stop, queries, bound, size_limit, leaves, low, high, level_sta
     n_list = list_slot.shape[1]
     dim = points.shape[1]
     n_levels = len(level_start) - 1
-    scratch = np.zeros((dim + 2, LANES))
+    scratch = np.zeros((dim + 3, LANES))
     sqdist = np.empty(WIDTH, dtype=np.float32)
     query = np.zeros(leaves.shape[1], dtype=np.float32)
     hits = np.empty(WIDTH + 1, dtype=np.int64)
@@ -506,7 +509,7 @@ def refresh(start, stop, queries, bound, size_limit, owner, alive, version, code
     """
     n_list = list_slot.shape[1]
     dim = points.shape[1]
-    scratch = np.zeros((dim + 2, LANES))
+    scratch = np.zeros((dim + 3, LANES))
     for qi in range(start, stop):
         s = queries[qi]
         slots = list_slot[s]
