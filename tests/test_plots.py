@@ -148,13 +148,12 @@ def test_branches_of_a_deep_chain_are_laid_out_without_recursion():
     assert len(plots._upper_tree(chain.astype(float), n).leaves) == n
 
 
-def test_smoothing_is_a_mean_that_fades():
-    values = np.array([1.0, np.nan, 3.0])
-    fade = np.exp(-2.0)
-    np.testing.assert_allclose(
-        plots._exponential_mean(np.array([0.0, 1.0, 2.0]), values, 1.0), [1, np.nan, (fade * 1 + 3) / (fade + 1)]
-    )
-    np.testing.assert_array_equal(plots._exponential_mean(STEPS, np.ones(100), 50.0), np.ones(100))
+def test_smoothing_is_a_mean_that_fades_to_both_sides():
+    steps, values = np.array([0.0, 1.0, 2.0, 5.0]), np.array([1.0, np.nan, 3.0, -2.0])
+    fade = np.exp(-np.abs(steps[:, None] - steps[None, :]) / 1.5) * np.isfinite(values)
+    expected = np.where(np.isfinite(values), fade @ np.nan_to_num(values) / fade.sum(axis=1), np.nan)
+    np.testing.assert_allclose(plots._exponential_mean(steps, values, 1.5), expected, rtol=1e-12)
+    np.testing.assert_array_equal(plots._exponential_mean(steps, values, 0), values)
 
 
 def test_matplotlib_waits_for_the_first_picture_and_pyplot_is_never_needed():

@@ -373,8 +373,8 @@ def loss_curves(
     ylabel, title : str
         What is drawn, with its unit.
     smoothing : float, optional
-        Steps over which an exponential mean runs; a fiftieth of the longest run by default, 0 for none. The values
-        themselves stay visible, pale, behind their mean.
+        Steps over which an exponential mean fades to either side; a hundredth of the longest run by default, 0 for
+        none. The values themselves stay visible, pale, behind their mean.
 
     Returns
     -------
@@ -383,7 +383,7 @@ def loss_curves(
     _check_names(losses)
     runs = {name: _check_run(name, *run) for name, run in losses.items()}
     span = max(float(np.ptp(steps)) for steps, _ in runs.values())
-    smoothing = span / 50 if smoothing is None else smoothing
+    smoothing = span / 100 if smoothing is None else smoothing
     with _styled():
         fig, axes = _figure(7.2, 4.2)
         for (name, (steps, values)), colour in zip(runs.items(), PALETTE, strict=False):
@@ -501,18 +501,27 @@ def _tile(images: np.ndarray, factor: int, gap: int) -> tuple[np.ndarray, list[i
 
 
 def _exponential_mean(steps: np.ndarray, values: np.ndarray, span: float) -> np.ndarray:
-    """Mean of the values so far, older ones fading with the number of steps since; NaN where the value is."""
-    if span <= 0:
-        return values
+    """Mean of the values around each one, fading with the number of steps to either side; NaN where the value is."""
     smooth = np.full(len(values), np.nan)
-    total = weight = 0.0
-    before = steps[0]
-    for i, (step, value) in enumerate(zip(steps, values, strict=True)):
-        if np.isfinite(value):
-            fade = float(np.exp(-(step - before) / span))
-            total, weight, before = total * fade + value, weight * fade + 1.0, step
-            smooth[i] = total / weight
+    there = np.isfinite(values)
+    if span <= 0 or not there.any():
+        return np.where(there, values, smooth)
+    found = values[there]
+    fades = np.exp(-np.abs(np.diff(steps[there])) / span)
+    # Each value is in the mean so far and in the mean from the end, hence once too often in their sum.
+    totals = _faded_sums(found, fades) + _faded_sums(found[::-1], fades[::-1])[::-1] - found
+    ones = np.ones(len(found))
+    weights = _faded_sums(ones, fades) + _faded_sums(ones, fades[::-1])[::-1] - 1
+    smooth[there] = totals / weights
     return smooth
+
+
+def _faded_sums(values: np.ndarray, fades: np.ndarray) -> np.ndarray:
+    """Running sums in which all that went before is multiplied by a fade at each step."""
+    sums = [float(values[0])]
+    for value, fade in zip(values[1:].tolist(), fades.tolist(), strict=True):
+        sums.append(sums[-1] * fade + value)
+    return np.array(sums)
 
 
 def _check_run(name: str, steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -257,7 +257,7 @@ def test_the_same_seed_gives_the_same_labels_and_leaves_the_input_alone(method):
 @pytest.mark.parametrize("method", [kmeans, balanced_kmeans, centroid_free_kmeans])
 @pytest.mark.parametrize("k", [9, 300])
 def test_threads_change_nothing(method, k, monkeypatch):
-    monkeypatch.setattr(kmeans_module, "_DISTANCES_PER_BLOCK", 2000)  # many blocks of rows
+    monkeypatch.setattr(kmeans_module, "_STEPS_PER_BLOCK", 10_000)  # many blocks of rows
     x = np.random.default_rng(0).normal(size=(500, 5))
     one = method(x, k, seed=0, max_iterations=3, n_threads=1)
     np.testing.assert_array_equal(one, method(x, k, seed=0, max_iterations=3, n_threads=4))

@@ -28,8 +28,8 @@ _BOUND_SLACK = 1e-9
 _FEW_CENTRES = 256
 _NARROW = 16
 
-# Distances computed between two looks at the keyboard: well under a second on one core, so that Ctrl-C is answered.
-_DISTANCES_PER_BLOCK = 1 << 25
+# Coordinates compared between two looks at the keyboard: a fraction of a second on one core, so Ctrl-C is answered.
+_STEPS_PER_BLOCK = 1 << 26
 
 
 def kmeans(
@@ -293,7 +293,7 @@ def centroid_free_kmeans(
     n_codes = len(vectors)
     _check_counts(n_clusters, n_codes, max_iterations)
     weights = _positive_weights(weights, n_codes)
-    block = _rows_a_block(n_clusters)
+    block = _rows_a_block(vectors)  # where clusters overlap, a code looks at nearly all others
     slack = _slack(vectors)
     with RowPool(n_threads) as pool:
         labels, sqdist = _nearest_of(vectors, vectors[_draw_distinct(vectors, n_clusters, seed)], pool)
@@ -347,7 +347,7 @@ def nearest_clusters(
     clusters = _summarise(members, labels, _positive_weights(weights, len(members)), n_clusters)
     first, sqdist = np.empty(len(vectors), dtype=np.int64), np.empty(len(vectors))
     nearest, distance = np.empty(len(vectors), dtype=np.int64), np.empty(len(vectors))
-    block = _rows_a_block(n_clusters)
+    block = _rows_a_block(members)
     with RowPool(n_threads) as pool:
         # The cluster with the nearest mean is the first guess: a good bound leaves few others to look into.
         pool.run(_kmeans_kernels.nearest_centres, len(vectors), block, vectors, clusters[0], first, sqdist)
@@ -411,7 +411,7 @@ def _nearest_of(vectors: np.ndarray, centres: np.ndarray, pool: RowPool) -> tupl
     n_rows, n_centres = len(vectors), len(centres)
     nearest = np.empty(n_rows, dtype=np.int64)
     columns = np.ascontiguousarray(centres.T)
-    every = _rows_a_block(n_centres)
+    every = _rows_a_block(centres)
     if n_centres <= _FEW_CENTRES:
         sqdist = np.empty(n_rows)
         pool.run(_kmeans_kernels.nearest_centres, n_rows, every, vectors, columns, nearest, sqdist)
@@ -425,7 +425,7 @@ def _nearest_of(vectors: np.ndarray, centres: np.ndarray, pool: RowPool) -> tupl
             nearest[start:stop] = found[:, 0]
             unsure[start:stop] = distances[:, 1] <= distances[:, 0] * (1 + _BOUND_SLACK)
 
-        block = _rows_a_block(64)  # about as many distances as a search computes
+        block = every  # in many dimensions a tree is no faster than looking at every centre
     else:
         half_norms = np.square(centres).sum(axis=1) / 2
 
@@ -484,7 +484,7 @@ def _nearest_with_room(vectors: np.ndarray, centres: np.ndarray, nearest: np.nda
     left = np.array([n_centres, n_codes % n_centres])
     open_ids, place = np.arange(n_centres), np.arange(n_centres)
     open_columns = np.ascontiguousarray(centres.T)
-    block = _rows_a_block(n_centres)
+    block = _rows_a_block(centres)
     for start in range(0, n_codes, block):  # short calls: Ctrl-C comes in between
         _kmeans_kernels.fill_in_order(
             order[start : start + block], vectors, nearest, room, left, place, open_ids, open_columns, labels
@@ -508,8 +508,9 @@ def _summarise(
     return means, vectors[members], weights[members], starts, masses
 
 
-def _rows_a_block(distances_a_row: int) -> int:
-    return max(1, min(_DISTANCES_PER_BLOCK // max(distances_a_row, 1), 4096))
+def _rows_a_block(points: np.ndarray) -> int:
+    """How many rows to compare with all of `points` in one call."""
+    return max(1, min(_STEPS_PER_BLOCK // points.size, 4096))
 
 
 def _slack(vectors: np.ndarray) -> float:
