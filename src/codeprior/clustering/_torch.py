@@ -59,7 +59,7 @@ class _Plan:
     """
 
     matrix_most: int  # clusters that may be held as a matrix
-    chain_at: int = 1024  # clusters at which the matrix moves to the CPU
+    chain_at: int = 512  # clusters at which the matrix moves to the CPU
     chain_most: int = 8192  # clusters at which it moves if a round merges under one in 64 of them
     neighbours: float = 32.0  # of a point within the first height H; four times as many for each further one
     block: int = 1 << 22  # matrix elements worked on at once
