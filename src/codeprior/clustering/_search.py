@@ -124,7 +124,7 @@ class Forest:
         self.pool.run(
             tree.cluster_moments,
             len(slots),
-            256,
+            2048,
             slots,
             self.points,
             self.point_weights,
@@ -164,7 +164,7 @@ class Forest:
             self.pool.run(
                 tree.refresh,
                 len(slots),
-                QUERIES_PER_CALL,
+                4 * QUERIES_PER_CALL,
                 slots,
                 bound,
                 self.size_limit,
@@ -332,7 +332,7 @@ def merge_by_search(
         forest.nearest[gone] = -1
         stale &= forest.alive
         n_alive -= len(kept) + len(full)
-        if max(stop_below, 2) <= n_alive < forest.n_slots // 2:
+        if max(stop_below, 2) <= n_alive < forest.n_slots * 3 // 8:
             forest, old_slots = forest.rebuilt()
             stale = stale[old_slots]
     remaining, clusters, _ = forest.snapshot()
