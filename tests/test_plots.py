@@ -148,6 +148,17 @@ def test_branches_of_a_deep_chain_are_laid_out_without_recursion():
     assert len(plots._upper_tree(chain.astype(float), n).leaves) == n
 
 
+def test_the_smallest_things_are_drawn_without_a_warning(tmp_path):
+    copies = average_linkage(np.zeros((5, 2)))
+    plots.dendrogram(copies, tmp_path / "copies.png", n_clusters=3)
+    plots.curves_over_k({"copies": tree_curve(copies, 5)}, tmp_path / "copies_curve.png")
+    plots.curves_over_k({"one": tree_curve(np.empty((0, 4)), 1, usage=[3])}, tmp_path / "one.png", n_clusters=1)
+    plots.cluster_sizes({"one code": np.array([0])}, tmp_path / "one_size.png")
+    plots.cluster_sizes({"one cluster": np.zeros(500, dtype=int)}, tmp_path / "one_cluster.png")
+    plots.image_grid(IMAGES[:1, :1], [""], tmp_path / "one_image.png", title="$5 and $6")
+    assert len(list(tmp_path.iterdir())) == 6
+
+
 def test_smoothing_is_a_mean_that_fades_to_both_sides():
     steps, values = np.array([0.0, 1.0, 2.0, 5.0]), np.array([1.0, np.nan, 3.0, -2.0])
     fade = np.exp(-np.abs(steps[:, None] - steps[None, :]) / 1.5) * np.isfinite(values)

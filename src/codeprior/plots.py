@@ -54,6 +54,7 @@ _STYLE: Any = {
     "xtick.color": GREY,
     "ytick.color": GREY,
     "text.color": BLACK,
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "legend.frameon": False,
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
@@ -244,7 +245,9 @@ def curves_over_k(
             else:
                 axes.set_ylim(0, None)
                 _thousands(axes.yaxis)
-            axes.set_xlim(min(c.n_clusters[0] for c in curves.values()), max(c.n_clusters[-1] for c in curves.values()))
+            fewest = min(int(curve.n_clusters[0]) for curve in curves.values())
+            most = max(int(curve.n_clusters[-1]) for curve in curves.values())
+            axes.set_xlim(fewest, max(most, fewest + 1))
             _grid(axes)
             if n_clusters is not None:
                 axes.axvline(n_clusters, color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
