@@ -70,11 +70,18 @@ def write_atomically(path: Path | str) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())  # safetensors makes files that their owner alone can read
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)  # it can only be read by setting it
+    os.umask(mask)
+    return mask
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -218,6 +225,8 @@ class Workspace:
             raise InputError(f"{self.folder} is a file; choose a folder as --output")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = self._acquire_lock()
+        for leftover in self.folder.glob(".*.partial"):  # of a write that was killed
+            leftover.unlink()
         try:
             self._open(overwrite)
         except BaseException:

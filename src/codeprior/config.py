@@ -46,6 +46,9 @@ class VerbConfig:
     config: Path | None = field(default=None, metadata=NOT_IDENTITY)
     """A YAML file of settings; flags given besides it win."""
 
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, f"seed must be 0 or more, got {self.seed}")
+
     def settings(self) -> dict[str, Any]:
         """The settings that decide the result, as JSON values; paths to inputs stand in the manifest as digests."""
         return {
@@ -96,6 +99,9 @@ class TrainTokenizerConfig(ImagesConfig, MakeConfig):
     """Peak learning rate of AdamW, decayed by a cosine."""
     warmup: int = 25
     """Steps of linear warm-up; without it the encoder's outputs collapse to a few codes."""
+    unquantized: float = 0.0
+    """Share of the steps, at the start, that train a plain autoencoder, whose outputs then become the first codes; a
+    few percent spread the codes over more directions, which helped photographs and not digits."""
     commitment: float = 0.25
     """Weight of the commitment loss."""
     edge_weight: float = 0.05
@@ -112,9 +118,11 @@ class TrainTokenizerConfig(ImagesConfig, MakeConfig):
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_positive(self, "image_size", "codebook_size", "codebook_dim", "steps", "batch_size", "lr")
         _require_positive(self, "checkpoint_every")
         _require(self.warmup >= 0, f"warmup must be 0 or more, got {self.warmup}")
+        _require(0 <= self.unquantized < 1, f"unquantized must be a share from 0 to below 1, got {self.unquantized}")
         _require(self.restart_every >= 0, f"restart_every must be 0 (never) or more, got {self.restart_every}")
         _require(
             0 <= self.restart_until <= 1, f"restart_until must be a share between 0 and 1, got {self.restart_until}"
@@ -204,6 +212,7 @@ class ReconstructConfig(ImagesConfig, MakeConfig):
     """Images a forward pass."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_positive(self, "n_seeds", "n_images", "batch_size")
 
 
@@ -249,6 +258,7 @@ class TrainConfig(MakeConfig):
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_positive(self, "steps", "batch_size", "lr", "grad_clip", "heldout_images")
         _require_positive(self, "validate_every", "checkpoint_every")
         _require(0 <= self.decay <= 1, f"decay must be a share between 0 and 1, got {self.decay}")
@@ -281,6 +291,7 @@ class SampleConfig(MakeConfig):
     """Images a forward pass; results do not depend on it."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_positive(self, "n_images", "batch_size", "temperature", "cfg_scale")
         _require(0 < self.top_p <= 1, f"top_p must be above 0 and at most 1, got {self.top_p}")
         _require(self.top_k >= 0, f"top_k must be 0 (keep all) or more, got {self.top_k}")
@@ -306,6 +317,7 @@ class TrainClassifierConfig(ImagesConfig, MakeConfig):
     """Augmentation: a random one of these views of each image."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_positive(self, "image_size", "steps", "batch_size", "lr", "width")
 
 

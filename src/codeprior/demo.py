@@ -6,15 +6,20 @@ settings or inputs changed, and a killed one continues.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from codeprior import config as settings
 from codeprior.codes import encode
-from codeprior.config import DemoConfig
+from codeprior.config import DemoConfig, Views, resolve_threads
+from codeprior.device import resolve_device
 from codeprior.evaluation.classifier import train_classifier
 from codeprior.evaluation.judge import evaluate
 from codeprior.extract import extract
@@ -30,39 +35,61 @@ VARIANTS = ("token", "kmeans", "dcpe")
 
 @dataclass(frozen=True)
 class Scale:
-    """What differs between the two data sets; everything else is a verb's default or stands in `stages`."""
+    """What differs between the two data sets; everything else is a verb's default or stands in `recipe`."""
 
     image_size: int
+    views: Views
     tokenizer: dict[str, Any]
     classifier: dict[str, Any]
     model: dict[str, Any]
     n_samples: int
     n_scored: int
+    seconds: dict[str, float]
 
 
 SCALES = {
     "digits": Scale(
         image_size=16,
-        tokenizer={"codebook_size": 256, "steps": 500},
-        classifier={"steps": 250},
-        model={"steps": 700, "batch_size": 64},
+        views="shift",
+        tokenizer={"codebook_size": 256, "steps": 500, "views": "shift"},
+        classifier={"steps": 250, "views": "shift"},
+        model={"steps": 1000, "batch_size": 64},
         n_samples=1000,
         n_scored=2000,
+        seconds={
+            "tokenizer": 30,
+            "classifier": 10,
+            "encode": 3,
+            "reconstruct": 4,
+            "train": 60,
+            "sample": 4,
+            "evaluate": 4,
+        },
     ),
     "photos12": Scale(
         image_size=32,
+        views="centre",
         tokenizer={"codebook_size": 512, "steps": 700, "views": "centre"},
         classifier={"steps": 400, "batch_size": 64, "views": "centre"},
         model={"steps": 900, "batch_size": 32},
         n_samples=960,
         n_scored=1000,
+        seconds={
+            "tokenizer": 150,
+            "classifier": 20,
+            "encode": 15,
+            "reconstruct": 15,
+            "train": 110,
+            "sample": 15,
+            "evaluate": 8,
+        },
     ),
 }
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One call of a verb; `seconds` is what it takes on two CPU cores, for the estimate of what remains."""
+    """One call of a verb; `seconds` is what it takes on one CPU core, for the estimate of what remains."""
 
     name: str
     verb: Callable[[Any], dict[str, Any]]
@@ -70,118 +97,117 @@ class Stage:
     seconds: float
 
 
+Chain = list[Stage]
+"""Stages of which each needs the one before."""
+Phase = list[Chain]
+"""Chains that do not need each other, worked off side by side; each phase needs the one before."""
+
+
 def demo(config: DemoConfig) -> dict[str, Any]:
     """Run every stage that is not done yet, then write the report."""
     folder = config.output or Path("demo") / config.data
-    todo = stages(config, folder)
+    phases = recipe(config, folder)
+    # Small models gain nothing from a second thread, so each process has one; a GPU serves one process at a time.
+    n_workers = 1 if resolve_device(config.device).type != "cpu" else min(resolve_threads(), 4)
     began = time.monotonic()
-    results = {}
-    for number, stage in enumerate(todo):
-        announce(f"[{number + 1}/{len(todo)}] {stage.name}{_remaining(todo, number, time.monotonic() - began)}")
-        results[stage.name] = stage.verb(stage.config)
+    results: dict[str, dict[str, Any]] = {}
+    with _workers(n_workers) as pool:
+        for number, phase in enumerate(phases):
+            names = "; ".join(stage.name for chain in phase for stage in chain)
+            remaining = _remaining(phases, number, n_workers, time.monotonic() - began)
+            announce(f"[{number + 1}/{len(phases)}] {names}{remaining}")
+            for done in pool.map(_run_chain, phase):
+                results |= done
     scores = [{"model": name, **_scores(results[f"score {name}"])} for name in VARIANTS]
     return {"output": results["report"]["output"], "time_s": round(time.monotonic() - began, 1), "scores": scores}
 
 
-def stages(config: DemoConfig, folder: Path) -> list[Stage]:
-    """The recipe: every verb with its settings, in order."""
+def recipe(config: DemoConfig, folder: Path) -> list[Phase]:
+    """Every verb with its settings, in order."""
     scale = SCALES[config.data]
     heldout = f"{config.data}:heldout"
     common: dict[str, Any] = {"seed": config.seed, "device": config.device}
     make: dict[str, Any] = {**common, "overwrite": True}
+    images: dict[str, Any] = {"data": config.data, "image_size": scale.image_size}
     tokenizer, codes, heldout_codes = folder / "tokenizer", folder / "codes", folder / "codes-heldout"
     classifier = folder / "classifier"
     priors = {name: folder / "priors" / f"{name}.safetensors" for name in ("kmeans", "dcpe")}
-    size = scale.image_size
-    views = scale.tokenizer.get("views", "shift")
 
-    recipe = [
+    train_both = [
         Stage(
             "train the tokenizer",
             train_tokenizer,
-            settings.TrainTokenizerConfig(
-                data=config.data, output=tokenizer, image_size=size, **scale.tokenizer, **make
-            ),
-            30,
+            settings.TrainTokenizerConfig(output=tokenizer, **images, **scale.tokenizer, **make),
+            scale.seconds["tokenizer"],
         ),
         Stage(
             "train the judge",
             train_classifier,
-            settings.TrainClassifierConfig(
-                data=config.data, heldout=heldout, output=classifier, image_size=size, **scale.classifier, **make
-            ),
-            10,
-        ),
-        Stage(
-            "encode the images",
-            encode,
-            settings.EncodeConfig(data=config.data, tokenizer=tokenizer, output=codes, views=views, **make),
-            5,
-        ),
-        Stage(
-            "encode the held-out images",
-            encode,
-            settings.EncodeConfig(data=heldout, tokenizer=tokenizer, output=heldout_codes, views="centre", **make),
-            1,
+            settings.TrainClassifierConfig(output=classifier, heldout=heldout, **images, **scale.classifier, **make),
+            scale.seconds["classifier"],
         ),
     ]
-    for name, prior in priors.items():
-        recipe.append(
-            Stage(
-                f"extract the {name} prior",
-                extract,
-                settings.ExtractConfig(
-                    codebook=tokenizer, n_clusters=0.5, method=name, usage=codes, output=prior, **make
-                ),
-                2,
-            )
-        )
-    recipe.append(
+    encode_both = [
         Stage(
-            "replace tokens within their clusters",
-            reconstruct,
-            settings.ReconstructConfig(
-                data=heldout,
-                tokenizer=tokenizer,
-                priors=tuple(priors.values()),
-                features=classifier,
-                n_images=scale.n_scored,
-                output=folder / "replacement",
-                **make,
-            ),
-            10,
+            f"encode {source}",
+            encode,
+            settings.EncodeConfig(data=source, tokenizer=tokenizer, output=output, views=views, **make),
+            scale.seconds["encode"],
         )
+        for source, output, views in (
+            (config.data, codes, scale.views),
+            (heldout, heldout_codes, "centre"),
+        )
+    ]
+    extract_both = [
+        Stage(
+            f"extract the {name} prior",
+            extract,
+            settings.ExtractConfig(
+                codebook=str(tokenizer), n_clusters=0.5, method=name, usage=codes, output=prior, **make
+            ),
+            5,
+        )
+        for name, prior in priors.items()
+    ]
+    replace_tokens = Stage(
+        "replace tokens within their clusters",
+        reconstruct,
+        settings.ReconstructConfig(
+            data=heldout,
+            tokenizer=tokenizer,
+            priors=tuple(priors.values()),
+            features=classifier,
+            n_images=scale.n_scored,
+            output=folder / "replacement",
+            **make,
+        ),
+        scale.seconds["reconstruct"],
     )
-    for name in VARIANTS:
-        recipe.append(
+
+    def variant(name: str) -> Chain:
+        model, samples = folder / "models" / name, folder / "samples" / name
+        return [
             Stage(
-                f"train on {name}s" if name == "token" else f"train on {name} clusters",
+                f"train {name}",
                 train,
                 settings.TrainConfig(
                     codes=codes,
                     heldout_codes=heldout_codes,
                     prior=priors.get(name),
-                    output=folder / "models" / name,
+                    output=model,
                     **scale.model,
                     **make,
                 ),
-                50,
-            )
-        )
-    for name in VARIANTS:
-        samples = folder / "samples" / name
-        recipe += [
+                scale.seconds["train"],
+            ),
             Stage(
                 f"sample {name}",
                 sample,
                 settings.SampleConfig(
-                    checkpoint=folder / "models" / name,
-                    tokenizer=tokenizer,
-                    n_images=scale.n_samples,
-                    output=samples,
-                    **make,
+                    checkpoint=model, tokenizer=tokenizer, n_images=scale.n_samples, output=samples, **make
                 ),
-                8,
+                scale.seconds["sample"],
             ),
             Stage(
                 f"score {name}",
@@ -194,21 +220,55 @@ def stages(config: DemoConfig, folder: Path) -> list[Stage]:
                     output=folder / "evaluations" / name,
                     **make,
                 ),
-                3,
+                scale.seconds["evaluate"],
             ),
         ]
+
     title = f"codeprior demo: {config.data}"
-    recipe.append(Stage("report", report, settings.ReportConfig(folder=folder, title=title, **common), 4))
-    return recipe
+    write = Stage("report", report, settings.ReportConfig(folder=folder, title=title, **common), 5)
+    return [
+        [[stage] for stage in train_both],
+        [[stage] for stage in encode_both],
+        [[stage] for stage in extract_both],
+        [*(variant(name) for name in VARIANTS), [replace_tokens]],
+        [[write]],
+    ]
 
 
-def _remaining(todo: list[Stage], number: int, elapsed_s: float) -> str:
+def _run_chain(chain: Chain) -> dict[str, dict[str, Any]]:
+    """Results of a chain's stages by their names."""
+    return {stage.name: stage.verb(stage.config) for stage in chain}
+
+
+def _workers(n_workers: int) -> ProcessPoolExecutor:
+    """Processes of one thread each, which end with this one."""
+    return ProcessPoolExecutor(n_workers, get_context("spawn"), _begin_worker, (os.getpid(),))
+
+
+def _begin_worker(parent: int) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    os.environ["CODEPRIOR_PROGRESS"] = "lines"  # bars of several processes would overwrite each other
+
+    def end_with_parent() -> None:  # so that nobody works on in a folder whose run was killed
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    Thread(target=end_with_parent, daemon=True).start()
+
+
+def _remaining(phases: list[Phase], number: int, n_workers: int, elapsed_s: float) -> str:
     """How long the rest takes at the pace so far; nothing is said before there is a pace."""
-    expected_s = sum(stage.seconds for stage in todo[:number])
-    if expected_s == 0:
-        return ""
-    left_s = sum(stage.seconds for stage in todo[number:]) * elapsed_s / expected_s
-    return f" (about {left_s:.0f} s left)"
+
+    def expected_s(phase: Phase) -> float:
+        chains = [sum(stage.seconds for stage in chain) for chain in phase]
+        return max(max(chains), sum(chains) / n_workers)
+
+    past_s = sum(map(expected_s, phases[:number]))
+    left_s = sum(map(expected_s, phases[number:]))
+    return f" (about {left_s * elapsed_s / past_s:.0f} s left)" if past_s else ""
 
 
 def _scores(result: dict[str, Any]) -> dict[str, Any]:

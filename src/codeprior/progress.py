@@ -30,7 +30,7 @@ def track(items: Iterable[Item], label: str, *, total: int | None = None, start:
         total = start + len(items)  # type: ignore[arg-type]
     if os.environ.get("RANK", "0") != "0" or os.environ.get("CODEPRIOR_PROGRESS") == "0":
         yield from items
-    elif sys.stderr.isatty():
+    elif sys.stderr.isatty() and os.environ.get("CODEPRIOR_PROGRESS") != "lines":
         from tqdm import tqdm
 
         yield from tqdm(items, desc=label, total=total, initial=start, dynamic_ncols=True, leave=False)
