@@ -50,6 +50,7 @@ PATHS = {
     "matrix": {},
     "search": {"MATRIX_CLUSTERS": 2, "TREE_DIMENSIONS": 99},
     "search, then matrix": {"MATRIX_CLUSTERS": 12, "TREE_DIMENSIONS": 99},
+    "search, then matrix in small calls": {"MATRIX_CLUSTERS": 12, "TREE_DIMENSIONS": 99, "DISTANCES_PER_CALL": 200},
 }
 
 

@@ -124,34 +124,46 @@ def instance_matrix(start, stop, points, blocks, weights, sums):
 
 
 @kernel
-def cluster_sums(start, stop, points, blocks, weights, bounds, sums):
-    """Fill row and column A of `sums`, A in the range, with the sums over pairs of clusters A and B >= A.
+def cluster_totals(start, stop, a, points, blocks, weights, bounds, total):
+    """Fill ``total[b]``, b from `start` to `stop`, with the weighted sums of distances of cluster a to those points."""
+    sqdist = np.empty((2, LANES))
+    for b in range(start, stop):
+        block = blocks[b]
+        row = total[b]
+        row[:] = 0.0
+        for i in range(bounds[a], bounds[a + 1], 2):
+            j = min(i + 1, bounds[a + 1] - 1)
+            block_sqdist(block, points, i, j, sqdist[0], sqdist[1])
+            for t in range(i, j + 1):
+                w = weights[t]
+                near = sqdist[t - i]
+                for k in range(LANES):
+                    row[k] += w * np.sqrt(near[k])
+
+
+@kernel
+def add_up_clusters(a, total, weights, bounds, sums):
+    """Fill row and column a of `sums`, from the diagonal on, with sums of `total` over the points of each cluster."""
+    flat = total.reshape(-1)
+    for b in range(a, len(bounds) - 1):
+        s = 0.0
+        for j in range(bounds[b], bounds[b + 1]):
+            s += weights[j] * flat[j]
+        sums[a, b] = s
+        sums[b, a] = s
+
+
+@kernel
+def cluster_sums(start, stop, clusters, points, blocks, weights, bounds, sums):
+    """Fill row and column A of `sums`, A in a range of `clusters`, with the sums over pairs of clusters A and B >= A.
 
     Points are sorted by cluster, those of A being ``bounds[A]:bounds[A + 1]``; `blocks` holds them for `block_sqdist`.
     """
-    n_clusters = len(bounds) - 1
     total = np.empty((len(blocks), LANES))
-    flat = total.reshape(-1)
-    sqdist = np.empty((2, LANES))
-    for a in range(start, stop):
-        for b in range(bounds[a] // LANES, len(blocks)):
-            block = blocks[b]
-            row = total[b]
-            row[:] = 0.0
-            for i in range(bounds[a], bounds[a + 1], 2):
-                j = min(i + 1, bounds[a + 1] - 1)
-                block_sqdist(block, points, i, j, sqdist[0], sqdist[1])
-                for t in range(i, j + 1):
-                    w = weights[t]
-                    near = sqdist[t - i]
-                    for k in range(LANES):
-                        row[k] += w * np.sqrt(near[k])
-        for b in range(a, n_clusters):
-            s = 0.0
-            for j in range(bounds[b], bounds[b + 1]):
-                s += weights[j] * flat[j]
-            sums[a, b] = s
-            sums[b, a] = s
+    for r in range(start, stop):
+        a = clusters[r]
+        cluster_totals(bounds[a] // LANES, len(blocks), a, points, blocks, weights, bounds, total)
+        add_up_clusters(a, total, weights, bounds, sums)
 
 
 @kernel

@@ -21,6 +21,8 @@ TREE_DIMENSIONS = 16
 MATRIX_CLUSTERS = 2048
 # Most clusters that a matrix is made for straight away: it takes 8 bytes for each pair of them, both ways.
 LARGEST_MATRIX = 20480
+# Distances that one call of a kernel may sum, a fraction of a second.
+DISTANCES_PER_CALL = 100_000_000
 
 Metric = str | Callable[[np.ndarray, np.ndarray], np.ndarray]
 Progress = Callable[[int, int], None]
@@ -189,7 +191,16 @@ def _cluster_sums(members: Members, pool: RowPool) -> np.ndarray:
     if n == len(points):
         pool.run(_kernels.instance_matrix, n, lanes, points, blocks, weights, sums)
     else:
-        pool.run(_kernels.cluster_sums, n, 16, points, blocks, weights, bounds, sums)
+        # Ctrl-C waits for calls to end, so a large cluster is not left to one.
+        work = np.diff(bounds) * len(points)
+        small, large = np.flatnonzero(work <= DISTANCES_PER_CALL), np.flatnonzero(work > DISTANCES_PER_CALL)
+        chunk = max(1, int(DISTANCES_PER_CALL // max(1, work[small].max(initial=0))))
+        pool.run(_kernels.cluster_sums, len(small), min(chunk, 16), small, points, blocks, weights, bounds, sums)
+        total = np.empty((len(blocks), lanes))
+        for a in large.tolist():
+            chunk = max(1, DISTANCES_PER_CALL // int(lanes * (bounds[a + 1] - bounds[a])))
+            pool.run(_kernels.cluster_totals, len(blocks), chunk, a, points, blocks, weights, bounds, total)
+            _kernels.add_up_clusters(a, total, weights, bounds, sums)
     return sums
 
 
