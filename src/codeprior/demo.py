@@ -147,6 +147,10 @@ def recipe(config: DemoConfig, folder: Path) -> list[Phase]:
             scale.seconds["classifier"],
         ),
     ]
+    both_sources: list[tuple[str, Path, Views]] = [
+        (config.data, codes, scale.views),
+        (heldout, heldout_codes, "centre"),
+    ]
     encode_both = [
         Stage(
             f"encode {source}",
@@ -154,18 +158,13 @@ def recipe(config: DemoConfig, folder: Path) -> list[Phase]:
             settings.EncodeConfig(data=source, tokenizer=tokenizer, output=output, views=views, **make),
             scale.seconds["encode"],
         )
-        for source, output, views in (
-            (config.data, codes, scale.views),
-            (heldout, heldout_codes, "centre"),
-        )
+        for source, output, views in both_sources
     ]
     extract_both = [
         Stage(
             f"extract the {name} prior",
             extract,
-            settings.ExtractConfig(
-                codebook=str(tokenizer), n_clusters=0.5, method=name, usage=codes, output=prior, **make
-            ),
+            settings.ExtractConfig(codebook=tokenizer, n_clusters=0.5, method=name, usage=codes, output=prior, **make),
             5,
         )
         for name, prior in priors.items()

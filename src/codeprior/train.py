@@ -214,7 +214,8 @@ class _Run:
         """Take the steps that are left and write the checkpoint."""
         config, first = self.config, self.record.step
         with _scoped(self.device, self.codes.grid):
-            for step in track(range(first + 1, config.steps + 1), f"train {config.output.name}", total=config.steps, start=first):
+            label = f"train {config.output.name}"
+            for step in track(range(first + 1, config.steps + 1), label, total=config.steps, start=first):
                 self._take_step()
                 last = step == config.steps
                 if step % STEPS_BETWEEN_LOGS == 0 or last:
