@@ -152,6 +152,19 @@ def test_dead_codes_move_to_encoder_outputs_and_live_ones_stay(tmp_path):
     assert not trainer.optimizer.state[weight]["exp_avg"][dead].any()
 
 
+def test_the_first_codes_are_outputs_of_the_autoencoder_trained_before(tmp_path):
+    config = config_for(tmp_path, codebook_size=16, batch_size=8, steps=20, unquantized=0.1)
+    trainer = Trainer(config, preset("VQ-4-tiny", 16, 8), torch.device("cpu"))
+    batches = Batches(config, open_images("digits:heldout"))
+    before = trainer.model.quantize.embedding.weight.detach().clone()
+    for step in range(2):
+        losses = trainer.advance(to_tensor(batches[step]))
+        assert losses["codebook"] == losses["commitment"] == 0
+    assert torch.equal(trainer.model.quantize.embedding.weight, before)
+    assert trainer.advance(to_tensor(batches[2]))["commitment"] > 0
+    assert not torch.isclose(trainer.model.quantize.embedding.weight, before).all(dim=1).any()
+
+
 def test_every_image_is_seen_once_an_epoch_and_a_step_can_be_repeated(tmp_path):
     images = open_images("digits:heldout")
     config = config_for(tmp_path, batch_size=27, views="centre")

@@ -126,6 +126,7 @@ class Trainer:
     def __init__(self, config: TrainTokenizerConfig, architecture: VQGANConfig, device: torch.device) -> None:
         self.config = config
         self.step = 0
+        self.first_quantized = math.ceil(config.unquantized * config.steps)
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.model = VQGAN(architecture).to(device)
@@ -141,7 +142,7 @@ class Trainer:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             features = self.model.features(images)
         features = F.normalize(features.float(), dim=1)
-        vectors = self._quantize(features)
+        vectors = self._quantize(features) if self.step >= self.first_quantized else features
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             decoded = self.model.decode_vectors(straight_through(features, vectors))
         losses = {
@@ -161,7 +162,7 @@ class Trainer:
     def _quantize(self, features: Tensor) -> Tensor:
         """The code vectors nearest to features (B, E, h, w), with dead codes restarted before and uses counted."""
         every, last = self.config.restart_every, self.config.restart_until * self.config.steps
-        if self.step == 0 or (every and self.step % every == 0 and self.step < last):
+        if self.step == self.first_quantized or (every and self.step % every == 0 and self.step < last):
             self._restart_dead_codes(features.detach())
         codes = self.model.quantize.codes(features)
         self.uses += torch.bincount(codes.flatten(), minlength=len(self.uses))
