@@ -557,6 +557,13 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1, sharex
 
 
 def _grid(axes: Axes) -> None:
+    """Add a grid, when the limits are known: short logarithmic axes get ticks between the powers of ten."""
+    from matplotlib.ticker import LogLocator
+
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = axis.get_view_interval()
+        if axis.get_scale() == "log" and high / low < 400:
+            axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=12))
     axes.grid(color=PALE, linewidth=0.6)
     axes.tick_params(length=3)
 
