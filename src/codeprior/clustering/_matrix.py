@@ -11,7 +11,8 @@ from . import _kernels
 from ._merges import MergeLog
 from ._parallel import RowPool
 
-BLOCK_ROWS = 64  # rows of the next matrix made before they overwrite the present one
+BLOCK_ENTRIES = 2_000_000  # of the next matrix, made before they overwrite the present one
+CALL_ENTRIES = 500_000  # a millisecond or two: small enough to share out, large enough to be worth a thread
 
 
 @dataclass
@@ -117,11 +118,12 @@ def merge_by_matrix(
         single, paired = np.flatnonzero(second < 0), np.flatnonzero(second >= 0)
         columns = [single, first[single], paired, first[paired], second[paired]]
         columns = [indices.astype(np.uint32) for indices in columns]
-        block = np.empty((min(BLOCK_ROWS, m), m))
+        block_rows = max(1, BLOCK_ENTRIES // max(m, 1))
+        chunk = max(1, CALL_ENTRIES // max(m, 1))
+        block = np.empty((min(block_rows, m), m))
         following = memory[: m * m].reshape(m, m)
-        for offset in range(0, m, BLOCK_ROWS):
-            rows = min(BLOCK_ROWS, m - offset)
-            chunk = max(1, min(BLOCK_ROWS // 8, 65536 // m))
+        for offset in range(0, m, block_rows):
+            rows = min(block_rows, m - offset)
             found = (weights, sizes, rule.at_most, stale, nearest, distance)
             target = following[offset : offset + rows]
             # Rows of the present matrix that are still needed begin at first[offset]: once the next matrix lags far
