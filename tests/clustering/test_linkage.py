@@ -49,6 +49,9 @@ def codebooks(draw, largest=60):
 PATHS = {
     "matrix": {},
     "search": {"MATRIX_CLUSTERS": 2, "TREE_DIMENSIONS": 99},
+    "first round, then matrix": {"TREE_DIMENSIONS": 0, "FIRST_ROUND_ABOVE": 1},
+    "scan": {"LARGEST_MATRIX": 2, "TREE_DIMENSIONS": 0},
+    "scan, then matrix": {"LARGEST_MATRIX": 12, "TREE_DIMENSIONS": 0},
     "search, then matrix": {"MATRIX_CLUSTERS": 12, "TREE_DIMENSIONS": 99},
     "search, then matrix in small calls": {"MATRIX_CLUSTERS": 12, "TREE_DIMENSIONS": 99, "DISTANCES_PER_CALL": 200},
 }

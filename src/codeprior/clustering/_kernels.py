@@ -217,6 +217,33 @@ def _nearest_in_row(i, row, n, unit_weights, weights, sizes, size_limit, values)
 
 
 @kernel
+def nearest_points(start, stop, points, blocks, sizes, size_limit, nearest, nearest_distance):
+    """For the points of the range: find the nearest other point, of several the first, and store no distances."""
+    n = len(points)
+    values = np.full((len(blocks) * LANES // 64, 64), np.inf)
+    partner_values = values.copy()
+    flat = values.reshape(-1)
+    partner_flat = partner_values.reshape(-1)
+    for i in range(start, stop, 2):
+        j = min(i + 1, stop - 1)
+        for b in range(len(blocks)):
+            lanes = flat[b * LANES : (b + 1) * LANES]
+            partner_lanes = partner_flat[b * LANES : (b + 1) * LANES]
+            block_sqdist(blocks[b], points, i, j, lanes, partner_lanes)
+            for k in range(LANES):
+                lanes[k] = tie_rounded(np.sqrt(lanes[k]))
+                partner_lanes[k] = tie_rounded(np.sqrt(partner_lanes[k]))
+        for t in range(i, j + 1):
+            near = flat if t == i else partner_flat
+            near[n:] = np.inf
+            near[t] = np.inf
+            if size_limit > 0:
+                for k in range(n):
+                    near[k] = np.inf if sizes[k] > size_limit - sizes[t] else near[k]
+            nearest_distance[t], nearest[t] = _row_minimum(values if t == i else partner_values)
+
+
+@kernel
 def nearest_in_matrix(start, stop, sums, weights, sizes, size_limit, stale, nearest, nearest_distance):
     """For the rows of the range marked `stale`: find the nearest cluster; of several the first, which is the rule."""
     n = len(weights)

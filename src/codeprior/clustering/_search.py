@@ -37,9 +37,10 @@ class Members:
 class Forest:
     """All that is known about the clusters of a run, one slot each, in the order of a tree over their means."""
 
-    def __init__(self, members: Members, clusters: Clusters, rule: SizeRule, pool: RowPool) -> None:
+    def __init__(self, members: Members, clusters: Clusters, rule: SizeRule, pool: RowPool, prunes: bool) -> None:
         self.pool = pool
         self.rule = rule
+        self.prunes = prunes  # whether boxes are worth looking at: in many dimensions all of them are near
         self.size_limit = rule.at_most
         points = members.points
         n, dim = len(clusters), points.shape[1]
@@ -91,7 +92,7 @@ class Forest:
         self.list_version = np.zeros((n, LIST_LENGTH), dtype=np.int32)
         self.radius = np.zeros(n)
         self.moments = np.empty((0, 0))
-        if n <= MOMENTS_BELOW and len(points) > n:
+        if prunes and n <= MOMENTS_BELOW and len(points) > n:
             self.moments = np.empty((n, 2 + dim + dim * (dim + 1) // 2))
             self._update_moments(np.arange(n))
 
@@ -183,6 +184,26 @@ class Forest:
             return
         if not self.fitted:
             self._fit()
+        if not self.prunes:
+            self.pool.run(
+                tree.scan,
+                -(-len(slots) // tree.GROUP),
+                1,
+                slots,
+                bound,
+                self.size_limit,
+                self.leaves,
+                self.scale,
+                self.margin,
+                self.relative,
+                self.coordinates,
+                self.codes,
+                *common,
+                self.version,
+                *found,
+                self.work,
+            )
+            return
         self.pool.run(
             tree.search,
             len(slots),
@@ -275,7 +296,7 @@ class Forest:
     def rebuilt(self) -> tuple[Forest, np.ndarray]:
         """Return a new forest of what is alive, with all that was found out, and the present slot of each of its."""
         members, clusters, slots = self.snapshot()
-        new = Forest(members, clusters, self.rule, self.pool)
+        new = Forest(members, clusters, self.rule, self.pool, self.prunes)
         old_slot = slots[new.cluster_of_slot]
         place = np.full(self.n_slots + 1, -1)
         place[old_slot] = np.arange(new.n_slots)
@@ -300,9 +321,10 @@ def merge_by_search(
     pool: RowPool,
     report: Callable[[], None],
     stop_below: int,
+    prunes: bool,
 ) -> tuple[Members, Clusters] | None:
     """Merge until fewer than `stop_below` clusters are left, and return them; None if nothing wanted is left to do."""
-    forest = Forest(members, clusters, rule, pool)
+    forest = Forest(members, clusters, rule, pool, prunes)
     stale = np.ones(forest.n_slots, dtype=bool)
     fresh_start = True
     n_alive = forest.n_slots

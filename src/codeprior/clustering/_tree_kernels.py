@@ -13,6 +13,7 @@ import numpy as np
 from ._kernels import LANES, block_sqdist, kernel, tie_rounded
 
 WIDTH = 16
+GROUP = 32  # queries that read a leaf together where all leaves are read
 FAR = np.float32(1e18)  # where there is no mean: its square is still finite
 SLACK = 1.0 - 1e-12  # bounds are compared after giving way by more than the 41 bits of a distance round off
 
@@ -384,6 +385,36 @@ def _precedes(value, s, t, best_value, best, representative):
 
 
 @kernel
+def _enlist(s, t, value, filled, list_slot, list_value):
+    """Put cluster t into the ascending list of slot s if it has a place there; return how many are in the list."""
+    n_list = list_slot.shape[1]
+    if filled < n_list:
+        k = filled
+        filled += 1
+    elif value < list_value[s, n_list - 1]:
+        k = n_list - 1
+    else:
+        return filled
+    while k > 0 and list_value[s, k - 1] > value:
+        list_value[s, k] = list_value[s, k - 1]
+        list_slot[s, k] = list_slot[s, k - 1]
+        k -= 1
+    list_value[s, k] = value
+    list_slot[s, k] = t
+    return filled
+
+
+@kernel
+def _close_list(s, filled, version, list_slot, list_value, list_version):
+    """Mark what is in the list of slot s as up to date, and empty the rest of it."""
+    for k in range(filled):
+        list_version[s, k] = version[list_slot[s, k]]
+    for k in range(filled, list_slot.shape[1]):
+        list_slot[s, k] = -1
+        list_value[s, k] = np.inf
+
+
+@kernel
 def search(start, stop, queries, bound, size_limit, leaves, low, high, level_start, scale, margin, relative,
            coordinates, codes, points, instance_weights, following, head, size, weight, representative, mean, moments,
            version, nearest, nearest_distance, list_slot, list_value, list_version, radius, work):
@@ -471,31 +502,79 @@ def search(start, stop, queries, bound, size_limit, leaves, low, high, level_sta
                 if _precedes(value, s, t, best_value, best, representative):
                     best = t
                     best_value = value
-                if filled < n_list:
-                    k = filled
-                    filled += 1
-                elif value < list_value[s, n_list - 1]:
-                    k = n_list - 1
-                else:
-                    continue
-                while k > 0 and list_value[s, k - 1] > value:
-                    list_value[s, k] = list_value[s, k - 1]
-                    list_slot[s, k] = list_slot[s, k - 1]
-                    k -= 1
-                list_value[s, k] = value
-                list_slot[s, k] = t
+                filled = _enlist(s, t, value, filled, list_slot, list_value)
                 if filled == n_list:
                     reach = min(reach, list_value[s, n_list - 1])
                     threshold = _threshold(reach, scale, margin, relative)
-        for k in range(filled):
-            list_version[s, k] = version[list_slot[s, k]]
-        for k in range(filled, n_list):
-            list_slot[s, k] = -1
-            list_value[s, k] = np.inf
+        _close_list(s, filled, version, list_slot, list_value, list_version)
         radius[s] = reach
         nearest[s] = best
         nearest_distance[s] = best_value
         work[qi] = evaluated
+
+
+@kernel
+def scan(start, stop, queries, bound, size_limit, leaves, scale, margin, relative, coordinates, codes, points,
+         instance_weights, following, head, size, weight, representative, version, nearest, nearest_distance, list_slot,
+         list_value, list_version, radius, work):
+    """Do what `search` does where boxes do not prune: look at all leaves, for GROUP queries at a time.
+
+    A group reads each leaf once, which in many dimensions is most of the cost.
+    """
+    n_list = list_slot.shape[1]
+    dim = points.shape[1]
+    scratch = np.zeros((dim + 3, LANES))
+    sqdist = np.empty(WIDTH, dtype=np.float32)
+    hits = np.empty(WIDTH + 1, dtype=np.int64)
+    query = np.zeros((GROUP, leaves.shape[1]), dtype=np.float32)
+    threshold = np.empty(GROUP, dtype=np.float32)
+    reach = np.empty(GROUP)
+    best = np.empty(GROUP, dtype=np.int64)
+    best_value = np.empty(GROUP)
+    filled = np.empty(GROUP, dtype=np.int64)
+    for g in range(start, stop):
+        group = queries[g * GROUP : (g + 1) * GROUP]
+        for q in range(len(group)):
+            for p in range(coordinates.shape[1]):
+                query[q, p] = coordinates[group[q], p]
+            reach[q] = bound
+            threshold[q] = _threshold(bound, scale, margin, relative)
+            best[q] = -1
+            best_value[q] = np.inf
+            filled[q] = 0
+            work[g * GROUP + q] = 0
+        own_leaf = group[0] // WIDTH
+        for step in range(len(leaves)):
+            leaf = (own_leaf + step) % len(leaves)  # near ones first: they soon give a short reach
+            for q in range(len(group)):
+                _leaf_sqdist(leaves, leaf, query[q], sqdist)
+                n_hits = _hits(sqdist, threshold[q], hits)
+                s = group[q]
+                for h in range(n_hits):
+                    t = leaf * WIDTH + hits[h]
+                    if t == s or sqdist[hits[h]] > threshold[q]:
+                        continue
+                    if size_limit > 0 and codes[s] + codes[t] > size_limit:
+                        continue
+                    work[g * GROUP + q] += size[s] * size[t]
+                    value = cluster_distance(
+                        s, t, points, instance_weights, following, head, size, weight, representative, scratch
+                    )
+                    if value > reach[q]:
+                        continue
+                    if _precedes(value, s, t, best_value[q], best[q], representative):
+                        best[q] = t
+                        best_value[q] = value
+                    filled[q] = _enlist(s, t, value, filled[q], list_slot, list_value)
+                    if filled[q] == n_list:
+                        reach[q] = min(reach[q], list_value[s, n_list - 1])
+                        threshold[q] = _threshold(reach[q], scale, margin, relative)
+        for q in range(len(group)):
+            s = group[q]
+            _close_list(s, filled[q], version, list_slot, list_value, list_version)
+            radius[s] = reach[q]
+            nearest[s] = best[q]
+            nearest_distance[s] = best_value[q]
 
 
 @kernel

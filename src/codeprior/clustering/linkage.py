@@ -21,6 +21,8 @@ TREE_DIMENSIONS = 16
 MATRIX_CLUSTERS = 2048
 # Most clusters that a matrix is made for straight away: it takes 8 bytes for each pair of them, both ways.
 LARGEST_MATRIX = 20480
+# With more points than this the first round is made without a matrix.
+FIRST_ROUND_ABOVE = 4096
 # Distances that one call of a kernel may sum, a fraction of a second.
 DISTANCES_PER_CALL = 100_000_000
 
@@ -128,12 +130,16 @@ def average_linkage(
             clusters = _merge_duplicates(vectors, weights, rule, log).allowed(rule)
             points = np.ascontiguousarray(vectors[clusters.representatives])
             members = Members(points, clusters.weights, np.arange(len(points) + 1))
-            stop_below = MATRIX_CLUSTERS if vectors.shape[1] <= TREE_DIMENSIONS else LARGEST_MATRIX
+            prunes = vectors.shape[1] <= TREE_DIMENSIONS
+            stop_below = MATRIX_CLUSTERS if prunes else LARGEST_MATRIX
             if len(clusters) > stop_below:
-                left = merge_by_search(members, clusters, log, rule, pool, report, stop_below)
+                left = merge_by_search(members, clusters, log, rule, pool, report, stop_below, prunes)
                 if left is None:
                     return log.linkage()
                 members, clusters = left
+            elif not prunes and len(clusters) > FIRST_ROUND_ABOVE:
+                members, clusters = _first_round(members, clusters, log, rule, pool)
+                report()
             sums = _cluster_sums(members, pool)
         else:
             clusters = _singletons(n_codes, weights)
@@ -179,14 +185,57 @@ def _merge_duplicates(vectors: np.ndarray, weights: np.ndarray | None, rule: Siz
     )
 
 
-def _cluster_sums(members: Members, pool: RowPool) -> np.ndarray:
-    """Return the (n, n) matrix of the sums over all pairs of two clusters of their distances times both weights."""
-    points, weights, bounds = members.points, members.weights, members.bounds
-    n, lanes = len(bounds) - 1, _kernels.LANES
+def _blocks(points: np.ndarray) -> np.ndarray:
+    """Return the points as `_kernels.block_sqdist` wants them: (blocks, E, LANES) in float64, the last one padded."""
+    lanes = _kernels.LANES
     blocks = np.zeros((-(-len(points) // lanes), points.shape[1], lanes))
     for b, block in enumerate(blocks):
         rows = points[b * lanes : (b + 1) * lanes]
         block[:, : len(rows)] = rows.T
+    return blocks
+
+
+def _first_round(
+    members: Members, clusters: Clusters, log: MergeLog, rule: SizeRule, pool: RowPool
+) -> tuple[Members, Clusters]:
+    """Merge all reciprocal nearest pairs of single points; return the clusters that may merge on.
+
+    Computing all distances twice, here and for the matrix of what is left, is cheaper than a matrix of all points,
+    because most of the cost of a matrix is its memory.
+    """
+    n = len(clusters)
+    nearest, distance = np.empty(n, dtype=np.int64), np.empty(n)
+    found = (nearest, distance)
+    chunk = max(2, DISTANCES_PER_CALL // 20 // n * 2)
+    pool.run(
+        _kernels.nearest_points, n, chunk, members.points, _blocks(members.points), clusters.sizes, rule.at_most, *found
+    )
+    partner = np.empty(n, dtype=np.int64)
+    _kernels.mutual_pairs(nearest, partner)
+    low = np.flatnonzero(partner > np.arange(n))
+    high = partner[low]
+    log.add(clusters.representatives[low], clusters.representatives[high], distance[low])
+    cluster = np.arange(n)
+    cluster[high] = low
+    clusters.sizes[low] += clusters.sizes[high]
+    weights = clusters.weights.copy()
+    weights[low] += weights[high]
+    keep = rule.may_merge(clusters.sizes)
+    keep[high] = False
+    order = np.argsort(cluster, kind="stable")
+    order = order[keep[cluster[order]]]
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(cluster, minlength=n)[keep])])
+    return (
+        Members(members.points[order], members.weights[order], bounds),
+        Clusters(clusters.representatives[keep], clusters.sizes[keep], weights[keep]),
+    )
+
+
+def _cluster_sums(members: Members, pool: RowPool) -> np.ndarray:
+    """Return the (n, n) matrix of the sums over all pairs of two clusters of their distances times both weights."""
+    points, weights, bounds = members.points, members.weights, members.bounds
+    n, lanes = len(bounds) - 1, _kernels.LANES
+    blocks = _blocks(points)
     sums = np.empty((n, n))
     if n == len(points):
         pool.run(_kernels.instance_matrix, n, lanes, points, blocks, weights, sums)
