@@ -159,11 +159,15 @@ def cluster_sums(start, stop, clusters, points, blocks, weights, bounds, sums):
 
     Points are sorted by cluster, those of A being ``bounds[A]:bounds[A + 1]``; `blocks` holds them for `block_sqdist`.
     """
-    total = np.empty((len(blocks), LANES))
+    total = np.empty((stop - start, len(blocks), LANES))
+    # Blocks outside, clusters inside: a block is read once for all clusters of the range.
+    for b in range(bounds[clusters[start]] // LANES, len(blocks)):
+        for r in range(start, stop):
+            a = clusters[r]
+            if b >= bounds[a] // LANES:
+                cluster_totals(b, b + 1, a, points, blocks, weights, bounds, total[r - start])
     for r in range(start, stop):
-        a = clusters[r]
-        cluster_totals(bounds[a] // LANES, len(blocks), a, points, blocks, weights, bounds, total)
-        add_up_clusters(a, total, weights, bounds, sums)
+        add_up_clusters(clusters[r], total[r - start], weights, bounds, sums)
 
 
 @kernel
@@ -220,27 +224,29 @@ def _nearest_in_row(i, row, n, unit_weights, weights, sizes, size_limit, values)
 def nearest_points(start, stop, points, blocks, sizes, size_limit, nearest, nearest_distance):
     """For the points of the range: find the nearest other point, of several the first, and store no distances."""
     n = len(points)
-    values = np.full((len(blocks) * LANES // 64, 64), np.inf)
-    partner_values = values.copy()
-    flat = values.reshape(-1)
-    partner_flat = partner_values.reshape(-1)
-    for i in range(start, stop, 2):
-        j = min(i + 1, stop - 1)
-        for b in range(len(blocks)):
-            lanes = flat[b * LANES : (b + 1) * LANES]
-            partner_lanes = partner_flat[b * LANES : (b + 1) * LANES]
-            block_sqdist(blocks[b], points, i, j, lanes, partner_lanes)
-            for k in range(LANES):
-                lanes[k] = tie_rounded(np.sqrt(lanes[k]))
-                partner_lanes[k] = tie_rounded(np.sqrt(partner_lanes[k]))
-        for t in range(i, j + 1):
-            near = flat if t == i else partner_flat
-            near[n:] = np.inf
-            near[t] = np.inf
-            if size_limit > 0:
-                for k in range(n):
-                    near[k] = np.inf if sizes[k] > size_limit - sizes[t] else near[k]
-            nearest_distance[t], nearest[t] = _row_minimum(values if t == i else partner_values)
+    sqdist = np.empty((2, LANES))
+    for i in range(start, stop):
+        nearest_distance[i] = np.inf
+        nearest[i] = -1
+    for b in range(len(blocks)):
+        first = b * LANES
+        for i in range(start, stop, 2):
+            j = min(i + 1, stop - 1)
+            block_sqdist(blocks[b], points, i, j, sqdist[0], sqdist[1])
+            for t in range(i, j + 1):
+                near = sqdist[t - i]
+                for k in range(LANES):
+                    near[k] = tie_rounded(np.sqrt(near[k]))
+                near[max(0, n - first) :] = np.inf
+                if first <= t < first + LANES:
+                    near[t - first] = np.inf
+                if size_limit > 0:
+                    for k in range(min(LANES, n - first)):
+                        near[k] = np.inf if sizes[first + k] > size_limit - sizes[t] else near[k]
+                distance, k = _row_minimum(near.reshape((LANES // 64, 64)))
+                if distance < nearest_distance[t]:
+                    nearest_distance[t] = distance
+                    nearest[t] = first + k
 
 
 @kernel
@@ -259,8 +265,26 @@ def nearest_in_matrix(start, stop, sums, weights, sizes, size_limit, stale, near
 
 
 @kernel
-def merge_rows(start, stop, offset, sums, first, second, single, single_old, paired, paired_left, paired_right, block,
-               weights, sizes, size_limit, stale, nearest, nearest_distance):
+def merge_rows(
+    start,
+    stop,
+    offset,
+    sums,
+    first,
+    second,
+    single,
+    single_old,
+    paired,
+    paired_left,
+    paired_right,
+    block,
+    weights,
+    sizes,
+    size_limit,
+    stale,
+    nearest,
+    nearest_distance,
+):
     """Make rows ``offset + start .. offset + stop`` of the next matrix, and search those marked `stale`.
 
     New cluster a holds the old clusters ``first[a]`` and, unless it is -1, ``second[a]``. New cluster ``single[t]`` is
@@ -288,9 +312,7 @@ def merge_rows(start, stop, offset, sums, first, second, single, single_old, pai
                 j = paired_right[t]
                 out[paired[t]] = (row[i] + other[j]) + (row[j] + other[i])
         if stale[a]:
-            nearest_distance[a], nearest[a] = _nearest_in_row(
-                a, out, n, False, weights, sizes, size_limit, values
-            )
+            nearest_distance[a], nearest[a] = _nearest_in_row(a, out, n, False, weights, sizes, size_limit, values)
 
 
 @kernel

@@ -22,7 +22,7 @@ MATRIX_CLUSTERS = 2048
 # Most clusters that a matrix is made for straight away: it takes 8 bytes for each pair of them, both ways.
 LARGEST_MATRIX = 20480
 # With more points than this the first round is made without a matrix.
-FIRST_ROUND_ABOVE = 4096
+FIRST_ROUND_ABOVE = 16384
 # Distances that one call of a kernel may sum, a fraction of a second.
 DISTANCES_PER_CALL = 100_000_000
 
@@ -206,7 +206,7 @@ def _first_round(
     n = len(clusters)
     nearest, distance = np.empty(n, dtype=np.int64), np.empty(n)
     found = (nearest, distance)
-    chunk = max(2, DISTANCES_PER_CALL // 20 // n * 2)
+    chunk = max(2, min(128, DISTANCES_PER_CALL // 20 // n * 2))
     pool.run(
         _kernels.nearest_points, n, chunk, members.points, _blocks(members.points), clusters.sizes, rule.at_most, *found
     )
@@ -244,7 +244,8 @@ def _cluster_sums(members: Members, pool: RowPool) -> np.ndarray:
         work = np.diff(bounds) * len(points)
         small, large = np.flatnonzero(work <= DISTANCES_PER_CALL), np.flatnonzero(work > DISTANCES_PER_CALL)
         chunk = max(1, int(DISTANCES_PER_CALL // max(1, work[small].max(initial=0))))
-        pool.run(_kernels.cluster_sums, len(small), min(chunk, 16), small, points, blocks, weights, bounds, sums)
+        chunk = min(chunk, max(1, (1 << 19) // len(points)))  # and no more than stays in the cache
+        pool.run(_kernels.cluster_sums, len(small), chunk, small, points, blocks, weights, bounds, sums)
         total = np.empty((len(blocks), lanes))
         for a in large.tolist():
             chunk = max(1, DISTANCES_PER_CALL // int(lanes * (bounds[a + 1] - bounds[a])))
