@@ -1,4 +1,5 @@
-# make demo, make test: the environment is made on first use. make check: format, lint, types. make bench: measurements.
+# make demo, make test: the environment is made on first use. make test-slow: tests of more than ten seconds.
+# make check: format, lint, types. make bench: measurements.
 # Where $(PYTHON) can already import torch, its environment is used as it is; otherwise .venv is made.
 # CPU-only torch, gigabytes smaller: make demo TORCH_INDEX_URL=<the CPU index from PyTorch's install page>
 
@@ -7,14 +8,18 @@ HAS_TORCH := $(shell $(PYTHON) -c "import torch" 2>/dev/null && echo yes)
 ENV := $(if $(HAS_TORCH),,.venv)
 RUN := $(if $(ENV),$(ENV)/bin/python,$(PYTHON))
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
+PYTEST := $(RUN) -m pytest -q -n auto --maxprocesses 8
 PINS := $(if $(ENV),--constraint constraints.txt,)
 
-.PHONY: demo test check bench lock clean
+.PHONY: demo test test-slow check bench lock clean
 demo: .installed-core
 	$(RUN) -m codeprior demo
 
 test: .installed-test
-	$(RUN) -m pytest -q $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-slow: .installed-test
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 check: .installed-lint
 	$(RUN) -m ruff format --check .

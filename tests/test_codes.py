@@ -8,7 +8,8 @@ from codeprior.codes import CodeStore, count_codes, encode, unigram_entropy_nats
 from codeprior.config import EncodeConfig, TrainTokenizerConfig
 from codeprior.errors import InputError
 from codeprior.images import open_images, view
-from codeprior.tokenizers import load_tokenizer, to_tensor
+from codeprior.pixels import to_tensor
+from codeprior.tokenizers import load_tokenizer
 from codeprior.tokenizers.training import train_tokenizer
 from codeprior.tokenizers.vqgan import VQGAN
 

@@ -10,9 +10,10 @@ from codeprior.config import ReconstructConfig, TrainClassifierConfig
 from codeprior.errors import InputError
 from codeprior.evaluation.classifier import train_classifier
 from codeprior.evaluation.metrics import psnr_db, ssim
+from codeprior.pixels import to_pixels, to_tensor
 from codeprior.prior import CodebookPrior
 from codeprior.reconstruct import example_indices, reconstruct
-from codeprior.tokenizers import load_tokenizer, to_pixels, to_tensor
+from codeprior.tokenizers import load_tokenizer
 from tiny import CODEBOOK_SIZE, make_tokenizer
 
 

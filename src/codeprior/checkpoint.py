@@ -1,4 +1,4 @@
-"""Checkpoints: a trained transformer that needs nothing beside it but the tokenizer, and the state of one in training.
+"""Checkpoints: a trained transformer that needs nothing beside it but the tokenizer.
 
 A finished checkpoint is a folder with `model.safetensors`, `config.json` and, where clusters are predicted,
 `prior.safetensors`. While training, the folder holds one more file, `state.safetensors`: weights, optimizer and a
@@ -7,26 +7,20 @@ record in its metadata. It is replaced by one rename, so a kill at any moment le
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from codeprior.artifact import read_json, read_manifest, short, write_atomically, write_json
+from codeprior.artifact import read_json, read_manifest, short, write_json
 from codeprior.errors import InputError
 from codeprior.model import ModelConfig, Transformer
 from codeprior.prior import CodebookPrior
+from codeprior.tensors import load_strictly, read_tensors, save_tensors
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 PRIOR = "prior.safetensors"
-STATE = "state.safetensors"
 
 
 @dataclass(frozen=True)
@@ -105,84 +99,9 @@ def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> C
     return Checkpoint(model.to(device).eval(), config, prior, manifest.digest)
 
 
-def save_state(path: Path, model: Transformer, optimizer: torch.optim.Optimizer, record: Mapping[str, Any]) -> None:
-    """Write the state of a training run: weights, optimizer and a record of JSON values, as one file by one rename."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        for key, tensor in optimizer.state[parameter].items():
-            tensors[f"optimizer.{name}.{key}"] = tensor
-    save_tensors(path, tensors, metadata={"record": json.dumps(dict(record))})
-
-
-def load_state(path: Path, model: Transformer, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Continue from a state that `save_state` wrote: fills model and optimizer, gives the record.
-
-    Raises
-    ------
-    InputError
-        If the file is damaged, or of another model.
-    """
-    tensors, metadata = read_tensors(path)
-    load_strictly(model, _below(tensors, "model."), str(path))
-    flat = _below(tensors, "optimizer.")
-    index_of = {id(parameter): index for index, parameter in enumerate(_parameters(optimizer))}
-    state = {index_of[id(parameter)]: _below(flat, f"{name}.") for name, parameter in model.named_parameters()}
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return json.loads(metadata["record"])
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors as safetensors, atomically."""
-    with write_atomically(path) as temporary:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors, on the CPU, and metadata of a safetensors file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        return load_file(path), metadata
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot read {path}: {error}; is the file complete?") from error
-
-
-def load_strictly(model: torch.nn.Module, tensors: Mapping[str, Tensor], what: str, *, assign: bool = False) -> None:
-    """Fill a model's weights; every name and shape must fit.
-
-    Raises
-    ------
-    InputError
-        Naming what is missing, unexpected or of another shape.
-    """
-    expected = model.state_dict()
-    problems = {
-        "missing": expected.keys() - tensors.keys(),
-        "unexpected": tensors.keys() - expected.keys(),
-        "of another shape": {n for n in expected.keys() & tensors.keys() if expected[n].shape != tensors[n].shape},
-    }
-    if any(problems.values()):
-        details = "; ".join(f"{problem}: {_list(names)}" for problem, names in problems.items() if names)
-        raise InputError(f"{what} does not fit its model ({details})")
-    model.load_state_dict(tensors, assign=assign)
-
-
 def _read_config(path: Path) -> CheckpointConfig:
     record = read_json(path)
     names = {field.name for field in fields(CheckpointConfig)}
     if not isinstance(record, dict) or record.keys() != names:
         raise InputError(f"{path} is not the config of a checkpoint; it must hold {', '.join(sorted(names))}")
     return CheckpointConfig(**{**record, "model": ModelConfig(**record["model"])})
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> Iterable[Tensor]:
-    return (parameter for group in optimizer.param_groups for parameter in group["params"])
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _list(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -15,8 +15,9 @@ from codeprior.config import EncodeConfig
 from codeprior.device import resolve_device
 from codeprior.errors import InputError
 from codeprior.images import N_VIEWS, ImageSet, open_images, view
+from codeprior.pixels import to_tensor
 from codeprior.progress import track
-from codeprior.tokenizers import Tokenizer, load_tokenizer, to_tensor
+from codeprior.tokenizers import Tokenizer, load_tokenizer
 
 CODES = "codes.npy"
 LABELS = "labels.npy"

@@ -53,7 +53,7 @@ SCALES = {
         views="shift",
         tokenizer={"codebook_size": 256, "steps": 500, "views": "shift"},
         classifier={"steps": 250, "views": "shift"},
-        model={"steps": 1000, "batch_size": 64},
+        model={"steps": 900, "batch_size": 64, "lr": 4e-3, "warmup": 50},
         n_samples=1000,
         n_scored=2000,
         seconds={
@@ -69,9 +69,9 @@ SCALES = {
     "photos12": Scale(
         image_size=32,
         views="centre",
-        tokenizer={"codebook_size": 512, "steps": 700, "views": "centre"},
+        tokenizer={"codebook_size": 512, "steps": 700, "views": "centre", "unquantized": 0.06},
         classifier={"steps": 400, "batch_size": 64, "views": "centre"},
-        model={"steps": 900, "batch_size": 32},
+        model={"steps": 900, "batch_size": 32, "lr": 4e-3, "warmup": 50},
         n_samples=960,
         n_scored=1000,
         seconds={
@@ -204,7 +204,12 @@ def recipe(config: DemoConfig, folder: Path) -> list[Phase]:
                 f"sample {name}",
                 sample,
                 settings.SampleConfig(
-                    checkpoint=model, tokenizer=tokenizer, n_images=scale.n_samples, output=samples, **make
+                    checkpoint=model,
+                    tokenizer=tokenizer,
+                    cfg_scale=2.0,
+                    n_images=scale.n_samples,
+                    output=samples,
+                    **make,
                 ),
                 scale.seconds["sample"],
             ),

@@ -25,9 +25,10 @@ from codeprior.config import SampleConfig
 from codeprior.device import resolve_device
 from codeprior.errors import InputError
 from codeprior.model import KVCache, Transformer
+from codeprior.pixels import to_pixels
 from codeprior.plots import image_grid
 from codeprior.progress import track
-from codeprior.tokenizers import Tokenizer, load_tokenizer, to_pixels
+from codeprior.tokenizers import Tokenizer, load_tokenizer
 
 SAMPLES = "samples.npz"
 GRID = "grid.png"

@@ -191,7 +191,8 @@ def _draw(priors: dict[Path, CodebookPrior], folder: Path) -> Path:
     curves = {path.stem: curve for path, prior in priors.items() if (curve := _curve(prior)) is not None}
     first = next(iter(priors.values()))
     if first.linkage is not None and len(first.linkage) == first.live.sum() - 1 > 0 and first.method != "centroid":
-        plots.dendrogram(first.linkage, folder / "dendrogram.png", n_clusters=first.n_clusters)
+        height = "mean distance at the merge" if first.method == "dcpe" else "height of the merge"
+        plots.dendrogram(first.linkage, folder / "dendrogram.png", n_clusters=first.n_clusters, ylabel=height)
     if curves:
         plots.curves_over_k(curves, folder / "curve.png", n_clusters=first.n_clusters)
     return folder

@@ -21,10 +21,11 @@ from codeprior.evaluation.features import FeatureNetwork, extract_features, load
 from codeprior.evaluation.metrics import SSIM_WINDOW, psnr_db, ssim
 from codeprior.evaluation.statistics import frechet_distance
 from codeprior.images import ImageSet, open_images
+from codeprior.pixels import to_pixels, to_tensor
 from codeprior.plots import image_grid
 from codeprior.prior import CodebookPrior
 from codeprior.progress import track
-from codeprior.tokenizers import Tokenizer, load_tokenizer, to_pixels, to_tensor
+from codeprior.tokenizers import Tokenizer, load_tokenizer
 
 ROWS, EXAMPLES, PICTURE = "rows.json", "examples.npz", "examples.png"
 N_EXAMPLES = 10

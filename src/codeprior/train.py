@@ -8,14 +8,12 @@ bit on CPU, and on a GPU as far as its kernels repeat themselves.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from codeprior.artifact import Workspace, short, write_atomically
-from codeprior.checkpoint import STATE, CheckpointConfig, load_state, save_checkpoint, save_state
+from codeprior.artifact import Workspace, short
+from codeprior.checkpoint import CheckpointConfig, save_checkpoint
 from codeprior.codes import CodeStore
 from codeprior.config import TrainConfig
 from codeprior.device import resolve_device, resolve_precision
@@ -33,8 +31,9 @@ from codeprior.losses import cross_entropy_nats, token_nats
 from codeprior.model import Transformer, model_config
 from codeprior.prior import CodebookPrior
 from codeprior.progress import track
+from codeprior.runlog import METRICS, MetricsLog
+from codeprior.tensors import STATE, load_state, save_state
 
-METRICS = "metrics.jsonl"
 STEPS_BETWEEN_LOGS = 10
 _MATH_ATTENTION_TOKENS = 256  # beyond, its T x T matrices cost more memory than its speed is worth
 
@@ -128,31 +127,6 @@ def parameter_groups(model: Transformer, weight_decay: float) -> list[dict[str, 
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-
-
-class MetricsLog:
-    """`metrics.jsonl`: one JSON object a line, flushed at once."""
-
-    def __init__(self, path: Path, *, after_step: int) -> None:
-        """Open for appending, without what an interrupted run wrote after `after_step`."""
-        self.path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= after_step]
-        with write_atomically(path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in kept))
-
-    def write(self, **values: float) -> None:
-        """Append a line; floats with 6 significant digits."""
-        rounded = {name: float(f"{x:.6g}") if isinstance(x, float) else x for name, x in values.items()}
-        with open(self.path, "a") as file:
-            file.write(json.dumps(rounded) + "\n")
-
-
-def _step_of(line: str) -> float:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError):  # a line that a kill cut short
-        return math.inf
 
 
 @dataclass

@@ -73,5 +73,5 @@ def test_weights_that_do_not_fit_the_config_are_refused(tiny: Path, tmp_path: Pa
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["config.json"]["digest"] = digest_file(config)
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="does not fit its config"):
+    with pytest.raises(InputError, match="does not fit its model"):
         load_features(folder)

@@ -12,7 +12,8 @@ from codeprior.codebook import Codebook
 from codeprior.config import TrainTokenizerConfig
 from codeprior.errors import InputError
 from codeprior.images import open_images
-from codeprior.tokenizers import load_tokenizer, to_pixels, to_tensor
+from codeprior.pixels import to_pixels, to_tensor
+from codeprior.tokenizers import load_tokenizer
 from codeprior.tokenizers.training import (
     Batches,
     Trainer,
@@ -237,7 +238,7 @@ def test_weights_of_another_architecture_are_refused_by_name(trained):
 
     with torch.device("meta"):
         deeper, wider = VQGAN(preset("VQ-8")), VQGAN(preset("VQ-4-tiny", 65))
-    with pytest.raises(InputError, match=r"missing .*attn.* and \d+ more; unexpected .*nin_shortcut"):
+    with pytest.raises(InputError, match=r"missing: .*attn.* and \d+ more; unexpected: .*nin_shortcut"):
         load_weights(deeper, trained[0].output / "model.safetensors")
-    with pytest.raises(InputError, match=r"other shapes of quantize\.embedding\.weight"):
+    with pytest.raises(InputError, match=r"of another shape: quantize\.embedding\.weight"):
         load_weights(wider, trained[0].output / "model.safetensors")

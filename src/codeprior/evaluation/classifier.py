@@ -18,11 +18,11 @@ from codeprior.evaluation.features import (
     SmallCnn,
     SmallCnnConfig,
     extract_features,
-    images_to_tensor,
     save_classifier,
 )
 from codeprior.evaluation.metrics import class_consistency
 from codeprior.images import N_VIEWS, ImageSet, open_images, view
+from codeprior.pixels import to_tensor
 from codeprior.progress import track
 
 WEIGHT_DECAY = 1e-2
@@ -90,7 +90,7 @@ def _train(images: ImageSet, config: TrainClassifierConfig, device: torch.device
         which = generator.integers(N_VIEWS[config.views], size=config.batch_size)
         batch = np.stack([view(read(i), config.views, v) for i, v in zip(indices, which, strict=True)])
         labels = torch.from_numpy(images.labels[indices]).to(device)
-        loss = F.cross_entropy(model(images_to_tensor(batch).to(device)), labels)
+        loss = F.cross_entropy(model(to_tensor(batch, device)), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

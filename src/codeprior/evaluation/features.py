@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from codeprior.artifact import read_json, read_manifest, write_atomically, write_json
+from codeprior.artifact import read_json, read_manifest, write_json
 from codeprior.errors import InputError
+from codeprior.pixels import to_tensor
 from codeprior.progress import track
+from codeprior.tensors import load_strictly, read_tensors, save_tensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _SMALLEST_MAP = 4  # pixels a side at which the classifier stops halving
@@ -31,11 +33,6 @@ class FeatureNetwork(Protocol):
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """Class probabilities from features: (B, F) -> (B, C) float64; rows sum to 1."""
-
-
-def images_to_tensor(images: np.ndarray) -> torch.Tensor:
-    """Images as networks take them: (B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def extract_features(
@@ -140,7 +137,7 @@ class ClassifierFeatures:
                 f"{self.name} judges uint8 images of {size} x {size} x 3, got {images.dtype} {images.shape[1:]}; "
                 "train one at this size with `codeprior train-classifier --image-size`"
             )
-        return self._model.pool(images_to_tensor(images).to(self._device)).double().cpu().numpy()
+        return self._model.pool(to_tensor(images, self._device)).double().cpu().numpy()
 
     @torch.inference_mode()
     def probabilities(self, features: np.ndarray) -> np.ndarray:
@@ -151,10 +148,7 @@ class ClassifierFeatures:
 
 def save_classifier(model: SmallCnn, folder: Path) -> list[str]:
     """Write a classifier's weights and config; gives the names of the files."""
-    from safetensors.torch import save_file
-
-    with write_atomically(folder / WEIGHTS) as temporary:
-        save_file({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}, temporary)
+    save_tensors(folder / WEIGHTS, model.state_dict())
     write_json(folder / CONFIG, asdict(model.config))
     return [WEIGHTS, CONFIG]
 
@@ -167,15 +161,8 @@ def load_features(folder: Path, device: torch.device | None = None) -> Classifie
     InputError
         If the folder is not a classifier of ours, whole, or its weights do not fit its config.
     """
-    from safetensors.torch import load_file
-
     manifest = read_manifest(folder, "classifier")
     record = read_json(manifest.path(CONFIG))
     model = SmallCnn(SmallCnnConfig(**{**record, "class_names": tuple(record["class_names"])}))
-    try:
-        model.load_state_dict(load_file(manifest.path(WEIGHTS)))
-    except RuntimeError as error:
-        raise InputError(
-            f"{manifest.path(WEIGHTS)} does not fit its {CONFIG}: {' '.join(str(error).split())}"
-        ) from None
+    load_strictly(model, read_tensors(manifest.path(WEIGHTS))[0], str(manifest.path(WEIGHTS)))
     return ClassifierFeatures(model, manifest.digest, device or torch.device("cpu"))

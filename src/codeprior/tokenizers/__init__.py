@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from codeprior.tokenizers.loading import load_tokenizer
-from codeprior.tokenizers.protocol import Tokenizer, to_pixels, to_tensor
+from codeprior.tokenizers.protocol import Tokenizer
 
-__all__ = ["Tokenizer", "load_tokenizer", "to_pixels", "to_tensor"]
+__all__ = ["Tokenizer", "load_tokenizer"]

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import save_file
 from torch import Tensor
 
-from codeprior.artifact import Manifest, Workspace, digest_array, digest_json, write_atomically
+from codeprior.artifact import Manifest, Workspace, digest_array, digest_json
 from codeprior.errors import InputError
+from codeprior.tensors import save_tensors
 from codeprior.tokenizers.gigatok import SIZES, GigaTok, GigaTokConfig, GigaTokTokenizer
 from codeprior.tokenizers.loading import CONFIG, WEIGHTS, fit_weights, save_config
 from codeprior.weights import open_checkpoint
@@ -248,8 +248,7 @@ def import_original(
         if workspace.manifest is not None:
             return workspace.manifest
         save_config(workspace.folder, model.config, model.config.image_size)
-        with write_atomically(workspace.path(WEIGHTS)) as temporary:
-            save_file(weights, temporary)
+        save_tensors(workspace.path(WEIGHTS), weights)
         codebook = GigaTokTokenizer(model, "").codebook
         results = {
             "n_parameters": sum(tensor.numel() for tensor in weights.values()),

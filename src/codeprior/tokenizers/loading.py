@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from codeprior.artifact import read_json, read_manifest, write_json
 from codeprior.codebook import Codebook
 from codeprior.device import resolve_device
 from codeprior.errors import InputError
+from codeprior.tensors import load_strictly, read_tensors
 from codeprior.tokenizers.gigatok import GigaTok, GigaTokConfig, GigaTokTokenizer
 from codeprior.tokenizers.protocol import Tokenizer
 from codeprior.tokenizers.vqgan import VQGAN, VQGANConfig
@@ -98,27 +97,16 @@ def save_config(folder: Path, config: VQGANConfig | GigaTokConfig, image_size: i
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Read weights strictly: every name and shape must agree."""
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"cannot read {path}: {error}; is the file complete?") from error
-    fit_weights(model, weights, str(path))
+    fit_weights(model, read_tensors(path)[0], str(path))
 
 
 def fit_weights(model: nn.Module, weights: Mapping[str, torch.Tensor], source: str) -> None:
     """Give a model these weights, which may replace tensors on the meta device; every name and shape must agree."""
     # `codebook_used`, LlamaGen's buffer of recently used codes, serves training alone.
-    weights = {name: tensor for name, tensor in weights.items() if name != "quantize.codebook_used"}
-    own = model.state_dict()
-    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    if missing or unexpected:
-        raise InputError(f"{source} does not fit: missing {_some(missing)}; unexpected {_some(unexpected)}")
-    misshapen = [name for name in own if own[name].shape != weights[name].shape]
-    if misshapen:
-        raise InputError(f"{source} does not fit: other shapes of {_some(misshapen)}")
-    model.load_state_dict({name: weights[name].to(own[name].dtype) for name in own}, assign=True)
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return (", ".join(names[:3]) or "none") + more
+    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    weights = {
+        name: tensor.to(dtypes.get(name, tensor.dtype))
+        for name, tensor in weights.items()
+        if name != "quantize.codebook_used"
+    }
+    load_strictly(model, weights, source, assign=True)

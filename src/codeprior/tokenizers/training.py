@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from functools import lru_cache
@@ -12,22 +11,22 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from codeprior.artifact import Workspace, write_atomically
+from codeprior.artifact import Workspace
 from codeprior.codebook import Codebook
 from codeprior.config import TrainTokenizerConfig
-from codeprior.device import resolve_device
+from codeprior.device import resolve_device, resolve_precision
 from codeprior.errors import InputError
+from codeprior.evaluation.metrics import psnr_db
 from codeprior.images import N_VIEWS, ImageSet, open_images, view
+from codeprior.pixels import to_pixels, to_tensor
 from codeprior.progress import track
+from codeprior.runlog import METRICS, MetricsLog
+from codeprior.tensors import STATE, load_state, save_state, save_tensors
 from codeprior.tokenizers.loading import CONFIG, WEIGHTS, save_config
-from codeprior.tokenizers.protocol import to_pixels, to_tensor
 from codeprior.tokenizers.vqgan import VQGAN, VQGANConfig, preset
 
-METRICS = "metrics.jsonl"
-_CHECKPOINT = "checkpoint.safetensors"
 _STEPS_BETWEEN_METRICS = 20
 _CACHED_BYTES = 2**30
 _N_EVALUATED = 2048
@@ -68,37 +67,41 @@ def _train(
     device: torch.device,
 ) -> None:
     trainer = Trainer(config, architecture, device)
-    if workspace.path(_CHECKPOINT).exists():
-        trainer.load(workspace.path(_CHECKPOINT))
+    if workspace.path(STATE).exists():
+        trainer.load(workspace.path(STATE))
     batches = Batches(config, images)
     first = trainer.step
-    _keep_metrics_until(workspace.path(METRICS), first)
+    log = MetricsLog(workspace.path(METRICS), after_step=first)
     began, images_per_s = time.monotonic(), 0.0
-    with open(workspace.path(METRICS), "a") as log:
-        for step in track(range(first, config.steps), "train-tokenizer", total=config.steps, start=first):
-            losses = trainer.advance(to_tensor(batches[step], device))
-            if trainer.step % _STEPS_BETWEEN_METRICS == 0 or trainer.step == config.steps:
-                time_s = time.monotonic() - began
-                images_per_s = (trainer.step - first) * config.batch_size / time_s
-                log.write(_metrics_line(trainer, losses, images_per_s, time_s))
-            if trainer.step % config.checkpoint_every == 0 and trainer.step < config.steps:
-                log.flush()
-                trainer.save(workspace.path(_CHECKPOINT))
-                workspace.checkpoint()
-    psnr_db, codes_used = evaluate(trainer.model, images, config)
+    for step in track(range(first, config.steps), "train-tokenizer", total=config.steps, start=first):
+        losses = trainer.advance(to_tensor(batches[step], device))
+        if trainer.step % _STEPS_BETWEEN_METRICS == 0 or trainer.step == config.steps:
+            time_s = time.monotonic() - began
+            images_per_s = (trainer.step - first) * config.batch_size / time_s
+            log.write(
+                step=trainer.step,
+                **{name: float(loss) for name, loss in losses.items()},
+                lr=trainer.optimizer.param_groups[0]["lr"],
+                images_per_s=images_per_s,
+                time_s=time_s,
+            )
+        if trainer.step % config.checkpoint_every == 0 and trainer.step < config.steps:
+            trainer.save(workspace.path(STATE))
+            workspace.checkpoint()
+    train_psnr_db, codes_used = evaluate(trainer.model, images, config)
     save_config(workspace.folder, architecture, config.image_size)
-    _save_tensors(workspace.path(WEIGHTS), trainer.model.state_dict())
+    save_tensors(workspace.path(WEIGHTS), trainer.model.state_dict())
     codebook = Codebook(trainer.model.quantize.embedding.weight.detach().cpu().numpy(), normalize=True)
     results = {
         "n_parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
-        "train_psnr_db": round(psnr_db, 3),
+        "train_psnr_db": round(train_psnr_db, 3),
         "codes_used": codes_used,
         "codebook_size": len(codebook),
         "codebook_digest": codebook.digest,
         "images_per_s": round(images_per_s, 1),
     }
     workspace.finish([CONFIG, WEIGHTS], results)
-    workspace.path(_CHECKPOINT).unlink(missing_ok=True)
+    workspace.path(STATE).unlink(missing_ok=True)
 
 
 class Batches:
@@ -185,22 +188,13 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write all that the next step depends on."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        for number, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in state.items()}
-        _save_tensors(path, {**tensors, "uses": self.uses, "step": torch.tensor(self.step)})
+        save_state(path, self.model, self.optimizer, {"step": self.step, "uses": self.uses.tolist()})
 
     def load(self, path: Path) -> None:
         """Continue from where `save` was called."""
-        tensors = load_file(path)
-        self.step = int(tensors.pop("step"))
-        self.uses.copy_(tensors.pop("uses"))
-        state: dict[int, dict[str, Tensor]] = {}
-        for key in [key for key in tensors if key.startswith("optimizer.")]:
-            _, number, name = key.split(".")
-            state.setdefault(int(number), {})[name] = tensors.pop(key)
-        self.model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        record = load_state(path, self.model, self.optimizer)
+        self.step = record["step"]
+        self.uses.copy_(torch.tensor(record["uses"]))
 
 
 def learning_rate(config: TrainTokenizerConfig, step: int) -> float:
@@ -220,12 +214,6 @@ def edge_loss(decoded: Tensor, images: Tensor) -> Tensor:
     return error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
 
 
-def psnr_db(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio of each pair of images uint8 (B, H, W, 3), in decibels: (B,)."""
-    mse = np.square(a.astype(np.float64) - b).mean(axis=(1, 2, 3))
-    return 10 * np.log10(255**2 / np.maximum(mse, 1e-10))
-
-
 @torch.inference_mode()
 def evaluate(model: VQGAN, images: ImageSet, config: TrainTokenizerConfig) -> tuple[float, int]:
     """Mean PSNR in decibels and number of codes used, over at most 2,048 of the images, evenly spaced."""
@@ -242,37 +230,5 @@ def evaluate(model: VQGAN, images: ImageSet, config: TrainTokenizerConfig) -> tu
     return float(np.concatenate(scores).mean()), int(used.sum())
 
 
-def resolve_precision(name: str, device: torch.device) -> str:
-    """`auto` is bf16 where the device computes in it, else fp32."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
-
-
 def _generator(config: TrainTokenizerConfig, purpose: int, index: int) -> np.random.Generator:
     return np.random.default_rng((config.seed, purpose, index))
-
-
-def _metrics_line(trainer: Trainer, losses: dict[str, Tensor], images_per_s: float, time_s: float) -> str:
-    record = {
-        "step": trainer.step,
-        **{name: round(float(loss), 6) for name, loss in losses.items()},
-        "lr": trainer.optimizer.param_groups[0]["lr"],
-        "images_per_s": round(images_per_s, 1),
-        "time_s": round(time_s, 3),
-    }
-    return json.dumps(record) + "\n"
-
-
-def _keep_metrics_until(path: Path, step: int) -> None:
-    """Drop what a killed run logged after its last checkpoint: it will be logged again."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    path.write_text("".join(kept))
-
-
-def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    with write_atomically(path) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)

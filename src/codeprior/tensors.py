@@ -1,0 +1,97 @@
+"""Tensors on disk: safetensors written whole, read strictly; and the state of a training run as one such file.
+
+A state is weights, optimizer and a record of JSON values in the file's metadata. It is replaced by one rename, so a
+kill at any moment leaves the last state or the one before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from codeprior.artifact import write_atomically
+from codeprior.errors import InputError
+
+STATE = "state.safetensors"
+
+
+def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, record: Mapping[str, Any]) -> None:
+    """Write the state of a training run: weights, optimizer and a record of JSON values, as one file by one rename."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for key, tensor in optimizer.state[parameter].items():
+            tensors[f"optimizer.{name}.{key}"] = tensor
+    save_tensors(path, tensors, metadata={"record": json.dumps(dict(record))})
+
+
+def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Continue from a state that `save_state` wrote: fills model and optimizer, gives the record.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged, or of another model.
+    """
+    tensors, metadata = read_tensors(path)
+    load_strictly(model, _below(tensors, "model."), str(path))
+    flat = _below(tensors, "optimizer.")
+    index_of = {id(parameter): index for index, parameter in enumerate(_parameters(optimizer))}
+    state = {index_of[id(parameter)]: _below(flat, f"{name}.") for name, parameter in model.named_parameters()}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return json.loads(metadata["record"])
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors, atomically."""
+    with write_atomically(path) as temporary:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors, on the CPU, and metadata of a safetensors file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return load_file(path), metadata
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot read {path}: {error}; is the file complete?") from error
+
+
+def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], what: str, *, assign: bool = False) -> None:
+    """Fill a model's weights; every name and shape must fit.
+
+    Raises
+    ------
+    InputError
+        Naming what is missing, unexpected or of another shape.
+    """
+    expected = model.state_dict()
+    problems = {
+        "missing": expected.keys() - tensors.keys(),
+        "unexpected": tensors.keys() - expected.keys(),
+        "of another shape": {n for n in expected.keys() & tensors.keys() if expected[n].shape != tensors[n].shape},
+    }
+    if any(problems.values()):
+        details = "; ".join(f"{problem}: {_list(names)}" for problem, names in problems.items() if names)
+        raise InputError(f"{what} does not fit its model ({details})")
+    model.load_state_dict(tensors, assign=assign)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> Iterable[Tensor]:
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _list(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
