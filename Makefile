@@ -27,7 +27,8 @@ check: .installed-lint
 	$(RUN) -m mypy
 
 bench: .installed-bench
-	$(RUN) benchmarks/run.py $(BENCH_ARGS)
+	$(RUN) benchmarks/bench_linkage.py $(BENCH_ARGS)
+	$(RUN) benchmarks/table.py
 
 # Torch first and alone: a looser requirement would pull gigabytes of CUDA packages onto a machine that has a CPU wheel.
 .installed-core: pyproject.toml constraints.txt

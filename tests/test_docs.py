@@ -4,6 +4,8 @@ import importlib
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,12 @@ def test_the_commands_of_the_readme_run_in_order(tmp_path, monkeypatch, capsys):
             main([*argv, *SHORTER.get(argv[0], [])])
     assert (tmp_path / "runs" / "report.html").stat().st_size > 10_000
     assert "→ runs/report.html" in capsys.readouterr().out
+
+
+def test_the_benchmark_table_is_that_of_the_newest_result_file():
+    script = ROOT / "benchmarks" / "table.py"
+    done = subprocess.run([sys.executable, script, "--check"], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

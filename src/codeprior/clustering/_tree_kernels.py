@@ -285,8 +285,16 @@ def cluster_distance(s, t, points, instance_weights, following, head, size, weig
     else:
         dim = points.shape[1]
         total = pair_sum(
-            points, instance_weights, following, head[s], size[s], head[t], size[t],
-            scratch[:dim], scratch[dim], scratch[dim + 1 :],
+            points,
+            instance_weights,
+            following,
+            head[s],
+            size[s],
+            head[t],
+            size[t],
+            scratch[:dim],
+            scratch[dim],
+            scratch[dim + 1 :],
         )
     return tie_rounded(total / (weight[s] * weight[t]))
 
@@ -415,9 +423,39 @@ def _close_list(s, filled, version, list_slot, list_value, list_version):
 
 
 @kernel
-def search(start, stop, queries, bound, size_limit, leaves, low, high, level_start, scale, margin, relative,
-           coordinates, codes, points, instance_weights, following, head, size, weight, representative, mean, moments,
-           version, nearest, nearest_distance, list_slot, list_value, list_version, radius, work):
+def search(
+    start,
+    stop,
+    queries,
+    bound,
+    size_limit,
+    leaves,
+    low,
+    high,
+    level_start,
+    scale,
+    margin,
+    relative,
+    coordinates,
+    codes,
+    points,
+    instance_weights,
+    following,
+    head,
+    size,
+    weight,
+    representative,
+    mean,
+    moments,
+    version,
+    nearest,
+    nearest_distance,
+    list_slot,
+    list_value,
+    list_version,
+    radius,
+    work,
+):
     """Find for each query the nearest cluster no farther than `bound`, and its list of near clusters.
 
     All clusters that are not in the list of slot s are at least ``radius[s]`` away.
@@ -514,9 +552,34 @@ def search(start, stop, queries, bound, size_limit, leaves, low, high, level_sta
 
 
 @kernel
-def scan(start, stop, queries, bound, size_limit, leaves, scale, margin, relative, coordinates, codes, points,
-         instance_weights, following, head, size, weight, representative, version, nearest, nearest_distance, list_slot,
-         list_value, list_version, radius, work):
+def scan(
+    start,
+    stop,
+    queries,
+    bound,
+    size_limit,
+    leaves,
+    scale,
+    margin,
+    relative,
+    coordinates,
+    codes,
+    points,
+    instance_weights,
+    following,
+    head,
+    size,
+    weight,
+    representative,
+    version,
+    nearest,
+    nearest_distance,
+    list_slot,
+    list_value,
+    list_version,
+    radius,
+    work,
+):
     """Do what `search` does where boxes do not prune: look at all leaves, for GROUP queries at a time.
 
     A group reads each leaf once, which in many dimensions is most of the cost.
@@ -578,9 +641,31 @@ def scan(start, stop, queries, bound, size_limit, leaves, scale, margin, relativ
 
 
 @kernel
-def refresh(start, stop, queries, bound, size_limit, owner, alive, version, codes, points, instance_weights,
-            following, head, size, weight, representative, nearest, nearest_distance, list_slot, list_value,
-            list_version, radius, failed):
+def refresh(
+    start,
+    stop,
+    queries,
+    bound,
+    size_limit,
+    owner,
+    alive,
+    version,
+    codes,
+    points,
+    instance_weights,
+    following,
+    head,
+    size,
+    weight,
+    representative,
+    nearest,
+    nearest_distance,
+    list_slot,
+    list_value,
+    list_version,
+    radius,
+    failed,
+):
     """Find the nearest cluster of each query from its list; mark it `failed` where the list cannot prove it.
 
     Values of listed clusters that have merged since are lower bounds of their present distances, for a merged cluster
@@ -648,8 +733,9 @@ def refresh(start, stop, queries, bound, size_limit, owner, alive, version, code
 
 
 @kernel
-def merge_pairs(start, stop, kept, gone, owner, weight, list_slot, list_value, radius, merged_slot, merged_value,
-                merged_radius):
+def merge_pairs(
+    start, stop, kept, gone, owner, weight, list_slot, list_value, radius, merged_slot, merged_value, merged_radius
+):
     """Write the list of each merged cluster: the union of both lists, with lower bounds for values.
 
     A cluster in one list only is at least the other's radius away from that part; distances of a merged cluster are
