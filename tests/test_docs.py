@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from codeprior.cli import main
 
@@ -33,6 +34,9 @@ def commands(page: Path) -> list[list[str]]:
 
 def test_the_commands_of_the_readme_run_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    vectors = torch.randn(16384, 8, generator=torch.Generator().manual_seed(0))
+    names = {"quantize.embedding.weight": vectors, "decoder.conv_blocks.0.res.0.norm1.weight": torch.ones(4)}
+    torch.save({"model": names}, "vq_ds16_c2i.pt")
     for argv in commands(ROOT / "README.md"):
         if argv[0] != "demo":
             main([*argv, *SHORTER.get(argv[0], [])])
