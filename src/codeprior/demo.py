@@ -71,7 +71,7 @@ SCALES = {
         views="centre",
         tokenizer={"codebook_size": 512, "steps": 700, "views": "centre", "unquantized": 0.06},
         classifier={"steps": 400, "batch_size": 64, "views": "centre"},
-        model={"steps": 900, "batch_size": 32, "lr": 4e-3, "warmup": 50},
+        model={"steps": 1400, "batch_size": 32, "lr": 4e-3, "warmup": 50},
         n_samples=960,
         n_scored=1000,
         seconds={
@@ -79,7 +79,7 @@ SCALES = {
             "classifier": 20,
             "encode": 15,
             "reconstruct": 15,
-            "train": 110,
+            "train": 150,
             "sample": 15,
             "evaluate": 8,
         },
