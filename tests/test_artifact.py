@@ -104,6 +104,22 @@ def test_missing_truncated_and_changed_files_are_named(tmp_path):
             read_manifest(tmp_path, "codes")
 
 
+def test_a_mistake_found_before_any_work_leaves_nothing(tmp_path):
+    with pytest.raises(InputError, match="no such model"):
+        refuse(tmp_path / "out", with_work=False)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="no such model"):
+        refuse(tmp_path / "out", with_work=True)
+    assert (tmp_path / "out" / "codes.npy").exists()
+
+
+def refuse(folder, *, with_work):
+    with Workspace(folder, **WORK) as work:
+        if with_work:
+            work.path("codes.npy").write_bytes(b"1")
+        raise InputError("no such model")
+
+
 def test_damaged_work_is_done_again_if_overwritten(tmp_path):
     make(tmp_path)
     (tmp_path / "codes.npy").unlink()

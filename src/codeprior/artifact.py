@@ -223,6 +223,7 @@ class Workspace:
         self.manifest: Manifest | None = None
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{self.folder} is a file; choose a folder as --output")
+        self._is_new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = self._acquire_lock()
         for leftover in self.folder.glob(".*.partial"):  # of a write that was killed
@@ -355,8 +356,16 @@ class Workspace:
     def __enter__(self) -> Workspace:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is not None and issubclass(kind, InputError):
+            self._take_back()
         self.close()
+
+    def _take_back(self) -> None:
+        """Remove what opening made, if a caller's mistake was found before any work was done."""
+        bookkeeping = {UNFINISHED, "config.yaml", ".lock"}
+        if self._is_new and {entry.name for entry in self.folder.iterdir()} <= bookkeeping:
+            shutil.rmtree(self.folder)
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

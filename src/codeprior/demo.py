@@ -7,9 +7,11 @@ settings or inputs changed, and a killed one continues.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,6 +22,7 @@ from codeprior import config as settings
 from codeprior.codes import encode
 from codeprior.config import DemoConfig, Views, resolve_threads
 from codeprior.device import resolve_device
+from codeprior.errors import InputError
 from codeprior.evaluation.classifier import train_classifier
 from codeprior.evaluation.judge import evaluate
 from codeprior.extract import extract
@@ -116,8 +119,12 @@ def demo(config: DemoConfig) -> dict[str, Any]:
             names = "; ".join(stage.name for chain in phase for stage in chain)
             remaining = _remaining(phases, number, n_workers, time.monotonic() - began)
             announce(f"[{number + 1}/{len(phases)}] {names}{remaining}")
-            for done in pool.map(_run_chain, phase):
-                results |= done
+            try:
+                for done in pool.map(_run_chain, phase):
+                    results |= done
+            except BrokenProcessPool:
+                message = "a process of the demo was killed, perhaps for want of memory; run it again to continue"
+                raise InputError(message) from None
     scores = [{"model": name, **_scores(results[f"score {name}"])} for name in VARIANTS]
     return {"output": results["report"]["output"], "time_s": round(time.monotonic() - began, 1), "scores": scores}
 
@@ -253,6 +260,9 @@ def _begin_worker(parent: int) -> None:
     import torch
 
     torch.set_num_threads(1)
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # ends at once and in silence: the first process says what there is to say
     os.environ["CODEPRIOR_PROGRESS"] = "lines"  # bars of several processes would overwrite each other
 
     def end_with_parent() -> None:  # so that nobody works on in a folder whose run was killed
