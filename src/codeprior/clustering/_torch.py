@@ -4,7 +4,7 @@ The greedy tree is found out of order. Average linkage is reducible: a merge bri
 than the nearer of its two parts was. Clusters that are each other's nearest may therefore be merged at once, all such
 pairs together, round after round, and sorting the merges by height gives the greedy sequence.
 
-1. Equal vectors become one point; they merge first, at height 0 (`_merge_duplicates`).
+1. Equal vectors become one point; they merge first, at height 0 (`merge_duplicates`).
 2. While there are too many clusters for a matrix, all merges below some height H are made on the list of the cluster
    pairs that are not farther apart than H (`_merge_below`). The mean over a merged cluster lies between the means over
    its parts, so the list never gains a pair which it did not have for one of the parts. To be on the list a pair of
@@ -36,10 +36,10 @@ from torch import Tensor
 
 from codeprior.errors import InputError
 
+from ._duplicates import merge_duplicates
 from ._kernels import kernel, tie_rounded
-from ._matrix import Clusters, SizeRule
+from ._matrix import SizeRule
 from ._merges import MergeLog
-from .distance import duplicate_groups
 
 # In place of infinity, whose differences are not numbers: more than any distance, since the vectors are scaled to 1.
 _FAR = 2.0**990
@@ -171,7 +171,7 @@ def _linkage(
         return log.linkage()
     bound = max_cluster_size or 0
     rule = SizeRule(at_most=bound) if strict else SizeRule(frozen_above=bound)
-    clusters = _merge_duplicates(vectors, weights, rule, log).allowed(rule)
+    clusters = merge_duplicates(vectors, weights, rule, log).allowed(rule)
     if len(clusters) == 0:
         return log.linkage()
     x, scale = _scaled(torch.as_tensor(vectors[clusters.representatives]).to(device, torch.float64))
@@ -194,28 +194,6 @@ def _linkage(
     if len(forest) > 1 and reached < forest.bound():
         _merge_matrix(_mean_distance_matrix(points, forest, plan), forest, plan)
     return log.linkage()
-
-
-def _merge_duplicates(vectors: np.ndarray, weights: np.ndarray | None, rule: SizeRule, log: MergeLog) -> Clusters:
-    """Merge equal vectors at height 0, each into the lowest code that still takes some in; return all clusters."""
-    n_codes = len(vectors)
-    first = duplicate_groups(vectors)
-    codes = np.argsort(first, kind="stable")  # group after group, each by ascending code
-    group_start = np.flatnonzero(np.diff(first[codes], prepend=-1))
-    rank = np.arange(n_codes) - np.repeat(group_start, np.diff(group_start, append=n_codes))
-    capacity = rule.at_most or (rule.frozen_above + 1 if rule.frozen_above else n_codes)
-    is_head = rank % capacity == 0
-    head = np.repeat(codes[is_head], np.diff(np.flatnonzero(is_head), append=n_codes))
-    log.add(head[~is_head], codes[~is_head], np.zeros(n_codes - np.count_nonzero(is_head)))
-
-    representatives = np.sort(codes[is_head])
-    cluster = np.searchsorted(representatives, head)
-    code_weights = None if weights is None else weights[codes]
-    return Clusters(
-        representatives=representatives,
-        sizes=np.bincount(cluster),
-        weights=np.bincount(cluster, code_weights).astype(np.float64),
-    )
 
 
 # -- the state: points, clusters, merges --------------------------------------------------------------------------

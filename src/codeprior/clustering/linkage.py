@@ -9,11 +9,12 @@ import numpy as np
 from codeprior.errors import InputError
 
 from . import _kernels
+from ._duplicates import merge_duplicates
 from ._matrix import Clusters, SizeRule, merge_by_matrix
 from ._merges import MergeLog
 from ._parallel import RowPool
 from ._search import Members, merge_by_search
-from .distance import check_vectors, check_weights, duplicate_groups
+from .distance import check_vectors, check_weights
 
 # A tree over cluster means prunes in few dimensions only; beyond, all distances are computed at once.
 TREE_DIMENSIONS = 16
@@ -127,7 +128,7 @@ def average_linkage(
         return log.linkage()
     with RowPool(n_threads) as pool:
         if isinstance(metric, str) and metric == "euclidean":
-            clusters = _merge_duplicates(vectors, weights, rule, log).allowed(rule)
+            clusters = merge_duplicates(vectors, weights, rule, log).allowed(rule)
             points = np.ascontiguousarray(vectors[clusters.representatives])
             members = Members(points, clusters.weights, np.arange(len(points) + 1))
             prunes = vectors.shape[1] <= TREE_DIMENSIONS
@@ -154,34 +155,6 @@ def _singletons(n_codes: int, weights: np.ndarray | None) -> Clusters:
         representatives=np.arange(n_codes),
         sizes=np.ones(n_codes, dtype=np.int64),
         weights=np.ones(n_codes) if weights is None else weights,
-    )
-
-
-def _merge_duplicates(vectors: np.ndarray, weights: np.ndarray | None, rule: SizeRule, log: MergeLog) -> Clusters:
-    """Merge equal rows at height 0 as the greedy rule does; return the clusters.
-
-    Lowest representatives first: the copies of a row join its first one until the size rule forbids another, then the
-    next copy begins a new cluster.
-    """
-    clusters = _singletons(len(vectors), weights)
-    first = duplicate_groups(vectors)
-    copies = np.flatnonzero(first != np.arange(len(vectors)))
-    if not copies.size:
-        return clusters
-    order = np.argsort(first, kind="stable")  # groups one after the other, each by ascending row
-    _, group_start, group_size = np.unique(first[order], return_index=True, return_counts=True)
-    rank = np.arange(len(order)) - np.repeat(group_start, group_size)
-    capacity = rule.at_most or (rule.frozen_above + 1 if rule.frozen_above else len(vectors))
-    head = np.empty(len(vectors), dtype=np.int64)
-    head[order] = order[np.arange(len(order)) - rank % capacity]
-    joined = np.flatnonzero(head != np.arange(len(vectors)))
-    joined = joined[np.argsort(head[joined], kind="stable")]
-    log.add(head[joined], joined, np.zeros(len(joined)))
-    representatives = np.unique(head)
-    return Clusters(
-        representatives=representatives,
-        sizes=np.bincount(head, minlength=len(vectors))[representatives],
-        weights=np.bincount(head, weights=clusters.weights, minlength=len(vectors))[representatives],
     )
 
 
