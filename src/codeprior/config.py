@@ -355,7 +355,7 @@ class DemoConfig(VerbConfig):
     """Everything at once, on data that is installed already: tokenizer, priors, transformers, samples, report."""
 
     data: Literal["digits", "photos12"] = "digits"
-    """digits takes about 4 minutes on two CPU cores, photos12 about 12."""
+    """digits takes about 3 minutes on two CPU cores, photos12 about 8."""
     output: Path | None = None
     """Folder of the run; default: demo/<data>. Run again to continue or to redo only what changed."""
 
