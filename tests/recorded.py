@@ -1,4 +1,4 @@
-"""Recorded outputs of original implementations were made with weights that follow from their names."""
+"""What tests of recorded or foreign files share: weights that follow from their names, torch files in both formats."""
 
 import zlib
 
@@ -19,3 +19,13 @@ def rebuild(model):
     weights = {name: weight_named(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
     model.load_state_dict(weights, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def save_zip(tree, path):
+    """Write a tree as torch does today."""
+    torch.save(tree, path)
+
+
+def save_legacy(tree, path):
+    """Write a tree as torch did before 1.6."""
+    torch.save(tree, path, _use_new_zipfile_serialization=False)

@@ -13,6 +13,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "codeprior"
 ORDER = [
     "version",
     "errors",
+    "machine",
     "artifact",
     "config",
     "progress",

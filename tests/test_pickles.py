@@ -18,6 +18,7 @@ from codeprior.codebook import Codebook, read_counts
 from codeprior.errors import InputError
 from codeprior.pickles import Leftover, read_pickled
 from codeprior.weights import open_checkpoint
+from recorded import save_legacy, save_zip
 
 BOOK = "quantize.embedding.weight"
 
@@ -26,14 +27,6 @@ BOOK = "quantize.embedding.weight"
 def state():
     generator = torch.Generator().manual_seed(0)
     return {"decoder.conv_blocks.0.norm.weight": torch.ones(3), BOOK: torch.randn(24, 8, generator=generator)}
-
-
-def save_zip(tree, path):
-    torch.save(tree, path)
-
-
-def save_legacy(tree, path):
-    torch.save(tree, path, _use_new_zipfile_serialization=False)
 
 
 BOTH = pytest.mark.parametrize("save", [save_zip, save_legacy])

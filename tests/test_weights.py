@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from codeprior.codebook import Codebook, read_counts
 from codeprior.errors import InputError
 from codeprior.weights import open_checkpoint
+from recorded import save_legacy, save_zip
 
 BOOK = "quantize.embedding.weight"
 BIG = 2_500_000_000  # bytes, beyond what 32 bits count; a hole in the file, which takes no room on the disk
@@ -30,14 +31,6 @@ BIG = 2_500_000_000  # bytes, beyond what 32 bits count; a hole in the file, whi
 def state():
     generator = torch.Generator().manual_seed(0)
     return {"decoder.conv_blocks.0.norm.weight": torch.ones(3), BOOK: torch.randn(24, 8, generator=generator)}
-
-
-def save_zip(tree, path):
-    torch.save(tree, path)
-
-
-def save_legacy(tree, path):
-    torch.save(tree, path, _use_new_zipfile_serialization=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64])

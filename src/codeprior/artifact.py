@@ -235,17 +235,22 @@ class Workspace:
             raise
 
     def _open(self, overwrite: bool) -> None:
-        if overwrite and (self._difference() is not None or self._is_damaged()):
-            self._clear()
         difference = self._difference()
-        if difference is not None:
-            raise InputError(f"{self.folder} {difference}; choose another --output, or replace it with --overwrite")
+        if difference is None and (self.folder / MANIFEST).exists():
+            try:
+                self.manifest = read_manifest(self.folder, self.kind)
+            except InputError:  # a file is missing or changed
+                if not overwrite:
+                    raise
+                self._clear()
+        elif difference is not None:
+            if not overwrite:
+                raise InputError(f"{self.folder} {difference}; choose another --output, or replace it with --overwrite")
+            self._clear()
         self.resumed = (self.folder / UNFINISHED).exists()
         self._spent_s = float(read_json(self.folder / UNFINISHED)["time_s"]) if self.resumed else 0.0
         self._started = time.monotonic()
-        if (self.folder / MANIFEST).exists():
-            self.manifest = read_manifest(self.folder, self.kind)
-        else:
+        if self.manifest is None:
             self.checkpoint()
             with write_atomically(self.folder / "config.yaml") as temporary:
                 temporary.write_text(yaml.safe_dump(self.settings, sort_keys=False))
@@ -317,15 +322,6 @@ class Workspace:
             return None
         others = [entry.name for entry in self.folder.iterdir() if not entry.name.startswith(".")]
         return f"is not empty (it holds {sorted(others)[0]})" if others else None
-
-    def _is_damaged(self) -> bool:
-        if not (self.folder / MANIFEST).exists():
-            return False
-        try:
-            read_manifest(self.folder)
-        except InputError:
-            return True
-        return False
 
     def _clear(self) -> None:
         if not any((self.folder / name).exists() for name in (MANIFEST, UNFINISHED)):

@@ -6,7 +6,6 @@ Imports nothing heavy, so that `codeprior --help` answers at once. A field's tex
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -363,8 +362,3 @@ class DemoConfig(VerbConfig):
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig(VerbConfig):
     """Show the environment and the devices, what is missing and how to get it."""
-
-
-def resolve_threads() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

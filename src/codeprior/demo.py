@@ -20,13 +20,14 @@ from typing import Any
 
 from codeprior import config as settings
 from codeprior.codes import encode
-from codeprior.config import DemoConfig, Views, resolve_threads
+from codeprior.config import DemoConfig, Views
 from codeprior.device import resolve_device
 from codeprior.errors import InputError
 from codeprior.evaluation.classifier import train_classifier
 from codeprior.evaluation.judge import evaluate
 from codeprior.extract import extract
 from codeprior.generate import sample
+from codeprior.machine import available_threads
 from codeprior.progress import announce
 from codeprior.reconstruct import reconstruct
 from codeprior.report import report
@@ -111,7 +112,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     folder = config.output or Path("demo") / config.data
     phases = recipe(config, folder)
     # Small models gain nothing from a second thread, so each process has one; a GPU serves one process at a time.
-    n_workers = 1 if resolve_device(config.device).type != "cpu" else min(resolve_threads(), 4)
+    n_workers = 1 if resolve_device(config.device).type != "cpu" else min(available_threads(), 4)
     began = time.monotonic()
     results: dict[str, dict[str, Any]] = {}
     with _workers(n_workers) as pool:

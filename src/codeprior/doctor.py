@@ -9,7 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from codeprior.config import DoctorConfig, resolve_threads
+from codeprior.config import DoctorConfig
+from codeprior.machine import available_threads
 
 _CORE = ("torch", "numpy", "numba", "scipy", "scikit-learn", "scikit-image", "pillow", "safetensors", "tyro")
 _OPTIONAL = {
@@ -26,7 +27,7 @@ def doctor(config: DoctorConfig) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "cpus": resolve_threads(),
+        "cpus": available_threads(),
         "disk_free_gb": round(shutil.disk_usage(Path.cwd()).free / 1e9, 1),
         "packages": [{"package": name, "version": _version(name) or "missing"} for name in _CORE],
         "optional": [

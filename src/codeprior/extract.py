@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from codeprior.artifact import MANIFEST, UNFINISHED, digest_array, write_atomically
-from codeprior.clustering.curve import agreement, within_cluster_distance
+from codeprior.clustering.curve import agreement, size_statistics, within_cluster_distance
 from codeprior.clustering.kmeans import balanced_order
 from codeprior.clustering.methods import METHODS, cluster, resolve_n_clusters
 from codeprior.codebook import Codebook, read_counts
@@ -57,14 +57,14 @@ def _found(codebook: Codebook) -> dict[str, Any]:
 
 def describe(prior: CodebookPrior) -> dict[str, Any]:
     """What people ask of a prior first."""
-    sizes = prior.sizes
+    sizes = size_statistics(prior.token_to_cluster)
     return {
         "method": prior.method,
         "n_codes": len(prior),
         "n_clusters": prior.n_clusters,
-        "largest_cluster": int(sizes.max()),
-        "median_cluster": float(np.median(sizes)),
-        "singletons": int((sizes == 1).sum()),
+        "largest_cluster": sizes.largest,
+        "median_cluster": sizes.median,
+        "singletons": sizes.singletons,
         "live_codes": int(prior.live.sum()),
         "dead_codes": int((~prior.live).sum()),
         "normalized": bool(prior.parameters.get("normalize", False)),
@@ -171,12 +171,13 @@ def _save_npy(path: Path, array: np.ndarray) -> None:
 
 def _compare(prior: CodebookPrior, other: CodebookPrior, codebook: Codebook) -> dict[str, Any]:
     """One row: how another method's clusters look beside the prior's."""
+    sizes = size_statistics(other.token_to_cluster)
     agreed = agreement(prior.token_to_cluster, other.token_to_cluster)
     return {
         "method": other.method,
         "n_clusters": other.n_clusters,
-        "largest": int(other.sizes.max()),
-        "singletons": int((other.sizes == 1).sum()),
+        "largest": sizes.largest,
+        "singletons": sizes.singletons,
         "mean_distance_within": within_cluster_distance(codebook.space, other.token_to_cluster),
         "ari": agreed.ari,
         "nmi": agreed.nmi,

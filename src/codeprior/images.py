@@ -19,8 +19,8 @@ from PIL import Image
 
 from codeprior import embedded
 from codeprior.artifact import digest_array, digest_file, digest_json
-from codeprior.config import resolve_threads
 from codeprior.errors import InputError
+from codeprior.machine import available_threads
 from codeprior.progress import track
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -60,7 +60,7 @@ class ImageSet:
         read = partial(self.read, image_size=image_size)
         if image_size < _THREADED_SIDE:
             return np.stack([read(int(index)) for index in indices])
-        with ThreadPoolExecutor(resolve_threads()) as pool:
+        with ThreadPoolExecutor(available_threads()) as pool:
             return np.stack(list(pool.map(read, (int(index) for index in indices))))
 
 
@@ -333,7 +333,7 @@ def _check_all(images: ImageSet, names: list[str], bad_images: str, skipped: lis
 
 def _in_threads(check: Callable[[range], dict[int, str]], n_images: int) -> Iterator[dict[int, str]]:
     chunks = [range(start, min(start + _CHECKED_AT_ONCE, n_images)) for start in range(0, n_images, _CHECKED_AT_ONCE)]
-    with ThreadPoolExecutor(resolve_threads()) as pool:
+    with ThreadPoolExecutor(available_threads()) as pool:
         yield from track(pool.map(check, chunks), "checking images", total=len(chunks))
 
 

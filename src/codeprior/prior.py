@@ -188,13 +188,10 @@ class CodebookPrior:
             n_dead = int((~self.live).sum())
             raise InputError(f"{n_dead} dead codes must be attached anew: give the codebook too")
         self.verify(codebook.digest, "the codebook given")
-        from codeprior.clustering.kmeans import by_first_appearance, nearest_clusters
+        from codeprior.clustering.methods import attach_dead_codes
 
         space = replace(codebook, normalize=self.parameters.get("normalize", codebook.normalize)).space
-        labels = np.empty(len(self), dtype=np.int64)
-        labels[self.live] = live_labels
-        labels[~self.live] = nearest_clusters(space[~self.live], space[self.live], live_labels)
-        return by_first_appearance(labels)
+        return attach_dead_codes(space, self.live, live_labels)
 
     def verify(self, codebook_digest: str, what: str) -> None:
         """Refuse to be combined with another codebook's codes, tokenizer or checkpoint.

@@ -6,20 +6,13 @@ OpenMP layer not after a fork. A short range is also what lets Ctrl-C in.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
 from codeprior.errors import InputError
-
-
-def available_threads() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+from codeprior.machine import available_threads
 
 
 class RowPool:

@@ -188,11 +188,28 @@ def cluster(
         init = "random" if method == "kmeans" else "k-means++"
         live_labels = kmeans(rows, n_clusters, seed=seed, init=init, weights=row_weights)
 
-    labels = np.empty(n_codes, dtype=np.int64)
+    live_weights = None if weights is None else weights[live]
+    labels = attach_dead_codes(vectors, live, live_labels, metric=metric, weights=live_weights)
+    return Clustering(labels, n_clusters, Z, live)
+
+
+def attach_dead_codes(
+    vectors: np.ndarray,
+    live: np.ndarray,
+    live_labels: np.ndarray,
+    *,
+    metric: Metric = "euclidean",
+    weights: np.ndarray | None = None,
+) -> np.ndarray:
+    """Labels of all codes (V,), numbered by first appearance, from those of the live ones (L,).
+
+    Each dead code joins the cluster of smallest mean instance distance to it; `weights` (L,) are those of the means.
+    """
+    labels = np.empty(len(live), dtype=np.int64)
     labels[live] = live_labels
-    if n_live < n_codes:
-        labels[~live] = _attach(vectors, live, live_labels, metric, None if weights is None else weights[live])
-    return Clustering(by_first_appearance(labels), n_clusters, Z, live)
+    if not live.all():
+        labels[~live] = _nearest_to_dead(vectors, live, live_labels, metric, weights)
+    return by_first_appearance(labels)
 
 
 def resolve_n_clusters(n_clusters: int | float, n_codes: int) -> int:
@@ -268,7 +285,7 @@ def _memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _attach(
+def _nearest_to_dead(
     vectors: np.ndarray, live: np.ndarray, live_labels: np.ndarray, metric: Metric, weights: np.ndarray | None
 ) -> np.ndarray:
     """Give each dead code the cluster of smallest mean instance distance (Eq. 2 for a single code)."""
