@@ -15,7 +15,7 @@ ORDER = [
     "errors",
     "machine",
     "artifact",
-    "config",
+    "config.",
     "progress",
     "pickles",
     "weights",

@@ -1,0 +1,33 @@
+"""Settings of every verb: one frozen dataclass each, whose fields are the command line's flags and a recipe's keys.
+
+Imports nothing heavy, so that `codeprior --help` answers at once. A field's text is its `--help`. Fields marked
+`NOT_IDENTITY` say how or where a run is done, not what it computes: they may change between a run and its resumption.
+"""
+
+from codeprior.config.base import NOT_IDENTITY, ImagesConfig, MakeConfig, VerbConfig, Views
+from codeprior.config.judgement import EvaluateConfig, TrainClassifierConfig
+from codeprior.config.prior import ExtractConfig, InspectConfig
+from codeprior.config.sampling import SampleConfig
+from codeprior.config.tokenizer import EncodeConfig, ReconstructConfig, TrainTokenizerConfig
+from codeprior.config.training import TrainConfig
+from codeprior.config.whole import DemoConfig, DoctorConfig, ReportConfig
+
+__all__ = [
+    "NOT_IDENTITY",
+    "DemoConfig",
+    "DoctorConfig",
+    "EncodeConfig",
+    "EvaluateConfig",
+    "ExtractConfig",
+    "ImagesConfig",
+    "InspectConfig",
+    "MakeConfig",
+    "ReconstructConfig",
+    "ReportConfig",
+    "SampleConfig",
+    "TrainClassifierConfig",
+    "TrainConfig",
+    "TrainTokenizerConfig",
+    "VerbConfig",
+    "Views",
+]

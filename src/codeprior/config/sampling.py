@@ -1,0 +1,41 @@
+"""Settings of the verbs between a trained generator and images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from codeprior.config.base import NOT_IDENTITY, MakeConfig, require, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(MakeConfig):
+    """Sample images from a trained transformer."""
+
+    checkpoint: Path = field(metadata=NOT_IDENTITY)
+    """Checkpoint folder (from train)."""
+    tokenizer: Path = field(metadata=NOT_IDENTITY)
+    """Tokenizer folder, to decode with."""
+    n_images: int = 1000
+    """Images to sample, in equal shares of the classes."""
+    cfg_scale: float = 1.5
+    """Classifier-free guidance: uncond + s (cond - uncond); 1 is none."""
+    cfg_interval: int = -1
+    """Guidance ends after this many tokens past the first; -1 never (LlamaGen's --cfg-interval counts alike)."""
+    temperature: float = 1.0
+    """Logits are divided by it."""
+    top_k: int = 0
+    """Keep the k likeliest (and ties); 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the likeliest that together reach this probability; 1 keeps all."""
+    pick: Literal["uniform", "usage"] = "uniform"
+    """How a token of the predicted cluster is picked."""
+    batch_size: int = field(default=250, metadata=NOT_IDENTITY)
+    """Images a forward pass; results do not depend on it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "n_images", "batch_size", "temperature", "cfg_scale")
+        require(0 < self.top_p <= 1, f"top_p must be above 0 and at most 1, got {self.top_p}")
+        require(self.top_k >= 0, f"top_k must be 0 (keep all) or more, got {self.top_k}")

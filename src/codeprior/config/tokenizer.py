@@ -1,0 +1,97 @@
+"""Settings of the verbs between images and codes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from codeprior.config.base import NOT_IDENTITY, ImagesConfig, MakeConfig, Views, require, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTokenizerConfig(ImagesConfig, MakeConfig):
+    """Train a VQ tokenizer on images."""
+
+    tokenizer: str = "VQ-4-tiny"
+    """Architecture, by its name in the presets table."""
+    image_size: int = 16
+    """Side of the square training images, pixels."""
+    codebook_size: int = 256
+    """Number of codes."""
+    codebook_dim: int = 8
+    """Width of a code vector."""
+    steps: int = 500
+    """Optimizer steps."""
+    batch_size: int = 64
+    """Images a step."""
+    lr: float = 3e-3
+    """Peak learning rate of AdamW, decayed by a cosine."""
+    warmup: int = 25
+    """Steps of linear warm-up; without it the encoder's outputs collapse to a few codes."""
+    unquantized: float = 0.0
+    """Share of the steps, at the start, that train a plain autoencoder, whose outputs then become the first codes; a
+    few percent spread the codes over more directions, which helped photographs and not digits."""
+    commitment: float = 0.25
+    """Weight of the commitment loss."""
+    edge_weight: float = 0.05
+    """Weight of the L1 loss on image gradients."""
+    restart_every: int = 25
+    """Steps between restarts of dead codes; 0 for none."""
+    restart_until: float = 0.7
+    """Share of the steps after which dead codes are left alone."""
+    views: Views = "shift"
+    """Augmentation: a random one of these views of each image."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 is autocast over float32 weights; auto takes it where the device computes in it."""
+    checkpoint_every: int = field(default=100, metadata=NOT_IDENTITY)
+    """Steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "image_size", "codebook_size", "codebook_dim", "steps", "batch_size", "lr")
+        require_positive(self, "checkpoint_every")
+        require(self.warmup >= 0, f"warmup must be 0 or more, got {self.warmup}")
+        require(0 <= self.unquantized < 1, f"unquantized must be a share from 0 to below 1, got {self.unquantized}")
+        require(self.restart_every >= 0, f"restart_every must be 0 (never) or more, got {self.restart_every}")
+        require(
+            0 <= self.restart_until <= 1, f"restart_until must be a share between 0 and 1, got {self.restart_until}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig(ImagesConfig, MakeConfig):
+    """Encode images into a packed store of codes."""
+
+    tokenizer: Path = field(metadata=NOT_IDENTITY)
+    """Tokenizer folder."""
+    image_size: int | None = None
+    """Side of the square images, pixels; default: the size that the tokenizer was trained at."""
+    views: Views = "centre"
+    """Views of each image to store: centre, flip (centre and its mirror image), shift (centre and four shifts)."""
+    batch_size: int = field(default=64, metadata=NOT_IDENTITY)
+    """Images a forward pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructConfig(ImagesConfig, MakeConfig):
+    """Replace each token by a random one of its cluster, decode and score (the papers' replacement test)."""
+
+    tokenizer: Path = field(metadata=NOT_IDENTITY)
+    """Tokenizer folder."""
+    priors: tuple[Path, ...] = field(default=(), metadata=NOT_IDENTITY)
+    """Priors to compare; no replacement is always scored too."""
+    features: Path | None = field(default=None, metadata=NOT_IDENTITY)
+    """Classifier folder (from train-classifier) whose features give a Fréchet distance."""
+    n_seeds: int = 3
+    """Random replacements to average over; the spread is reported."""
+    n_images: int = 2000
+    """Images to score, at most."""
+    image_size: int | None = None
+    """Side of the square images, pixels; default: the size that the tokenizer was trained at."""
+    batch_size: int = field(default=64, metadata=NOT_IDENTITY)
+    """Images a forward pass."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "n_seeds", "n_images", "batch_size")

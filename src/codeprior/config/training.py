@@ -1,0 +1,58 @@
+"""Settings of the verbs between codes and a trained generator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from codeprior.config.base import NOT_IDENTITY, MakeConfig, require, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(MakeConfig):
+    """Train a class-conditional transformer on codes, or on the clusters of a prior."""
+
+    codes: Path = field(metadata=NOT_IDENTITY)
+    """Code store to train on."""
+    heldout_codes: Path | None = field(default=None, metadata=NOT_IDENTITY)
+    """Code store for the validation loss."""
+    prior: Path | None = field(default=None, metadata=NOT_IDENTITY)
+    """Prior whose clusters are predicted in place of tokens."""
+    model: str = "tiny"
+    """Size, by its name in the presets table: tiny, GPT-B, GPT-L, GPT-XL, ..."""
+    steps: int = 700
+    """Optimizer steps."""
+    batch_size: int = 64
+    """Images a step."""
+    lr: float = 2e-3
+    """Peak learning rate of AdamW."""
+    warmup: int = 0
+    """Steps of linear warm-up."""
+    decay: float = 0.3
+    """Share of the steps, at the end, over which the rate falls linearly to zero."""
+    weight_decay: float = 0.05
+    """On matrices, embeddings included."""
+    beta2: float = 0.95
+    """Second momentum of AdamW."""
+    grad_clip: float = 1.0
+    """Largest gradient norm."""
+    dropout: float = 0.1
+    """Token, residual and feed-forward dropout."""
+    class_dropout: float = 0.1
+    """Share of samples trained without their class, for guidance."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 is autocast over float32 weights; auto takes it where the device computes in it."""
+    heldout_images: int = 1000
+    """Held-out images to validate on, at most."""
+    validate_every: int = 100
+    """Steps between validations."""
+    checkpoint_every: int = field(default=100, metadata=NOT_IDENTITY)
+    """Steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "steps", "batch_size", "lr", "grad_clip", "heldout_images")
+        require_positive(self, "validate_every", "checkpoint_every")
+        require(0 <= self.decay <= 1, f"decay must be a share between 0 and 1, got {self.decay}")
+        require(0 <= self.class_dropout < 1, f"class_dropout must be at least 0 and below 1, got {self.class_dropout}")
