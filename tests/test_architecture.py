@@ -14,6 +14,7 @@ ORDER = [
     "version",
     "errors",
     "machine",
+    "shards",
     "artifact",
     "config.",
     "progress",

@@ -24,6 +24,7 @@ import numpy as np
 import yaml
 
 from codeprior.errors import InputError
+from codeprior.shards import Shard
 from codeprior.version import VERSION
 
 FORMAT = 1
@@ -191,7 +192,8 @@ class Workspace:
 
     Opening it decides what is left to do: `complete` is true where the same settings and inputs have already been
     worked off, `resumed` where a run with them was interrupted. A folder that holds other work is refused, or cleared
-    if `overwrite` is set. The folder is locked: a second process that opens it is refused.
+    if `overwrite` is set. The folder is locked: a second process that opens it is refused, unless both are shards of
+    the same work; then a second process of the same rank is.
 
     Parameters
     ----------
@@ -205,6 +207,8 @@ class Workspace:
         What it is made from.
     overwrite : bool
         Clear a folder that holds something else, or this with files missing or changed.
+    shard : Shard
+        Which of the processes that make it together this is. One of them calls `finish`, inside of `alone`.
     """
 
     def __init__(
@@ -215,7 +219,9 @@ class Workspace:
         settings: Mapping[str, Any],
         inputs: Mapping[str, str],
         overwrite: bool = False,
+        shard: Shard = Shard(),  # noqa: B008 - frozen
     ) -> None:
+        self.shard = shard
         self.folder = Path(folder)
         self.kind = kind
         self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
@@ -223,11 +229,12 @@ class Workspace:
         self.manifest: Manifest | None = None
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{self.folder} is a file; choose a folder as --output")
-        self._is_new = not self.folder.exists()
+        self._is_new = not self.folder.exists() and shard.alone
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = self._acquire_lock()
-        for leftover in self.folder.glob(".*.partial"):  # of a write that was killed
-            leftover.unlink()
+        self._locks = self._acquire_locks()
+        if shard.alone:
+            for leftover in self.folder.glob(".*.partial"):  # of a write that was killed
+                leftover.unlink()
         try:
             self._open(overwrite)
         except BaseException:
@@ -250,7 +257,7 @@ class Workspace:
         self.resumed = (self.folder / UNFINISHED).exists()
         self._spent_s = float(read_json(self.folder / UNFINISHED)["time_s"]) if self.resumed else 0.0
         self._started = time.monotonic()
-        if self.manifest is None:
+        if self.manifest is None and (self.shard.rank == 0 or not self.resumed):
             self.checkpoint()
             with write_atomically(self.folder / "config.yaml") as temporary:
                 temporary.write_text(yaml.safe_dump(self.settings, sort_keys=False))
@@ -264,8 +271,17 @@ class Workspace:
         """Path of a file in the folder."""
         return self.folder / name
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other shard is inside of here; what one of them finished meanwhile is `complete`."""
+        with open(self.folder / ".alone", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if (self.folder / MANIFEST).exists():
+                self.manifest = read_manifest(self.folder, self.kind)
+            yield
+
     def checkpoint(self) -> None:
-        """Record the time spent so far, so that a resumed run adds to it."""
+        """Record the time spent so far, so that a resumed run adds to it; of several shards the first one's counts."""
         record = {
             "format": FORMAT,
             "kind": self.kind,
@@ -326,6 +342,8 @@ class Workspace:
     def _clear(self) -> None:
         if not any((self.folder / name).exists() for name in (MANIFEST, UNFINISHED)):
             raise InputError(f"{self.folder} is not empty and not codeprior's; choose another --output")
+        if not self.shard.alone:
+            raise InputError(f"{self.folder} holds other work, which several processes cannot replace; remove it first")
         for entry in self.folder.iterdir():
             if entry.name == ".lock":
                 continue
@@ -334,20 +352,32 @@ class Workspace:
             else:
                 entry.unlink()
 
-    def _acquire_lock(self) -> IO[str]:
-        lock = open(self.folder / ".lock", "w")  # noqa: SIM115 - held until the process ends or close() is called
+    def _acquire_locks(self) -> list[IO[str]]:
+        """Lock the folder: for this process, or for all shards and for one of this rank. Held until closed."""
+        whole = fcntl.LOCK_EX if self.shard.alone else fcntl.LOCK_SH
+        locks = [self._acquire_lock(".lock", whole, "another process is")]
+        if not self.shard.alone:
+            said = f"another process of rank {self.shard.rank} is"
+            try:
+                locks.append(self._acquire_lock(f".lock-{self.shard.rank}", fcntl.LOCK_EX, said))
+            except InputError:
+                locks[0].close()
+                raise
+        return locks
+
+    def _acquire_lock(self, name: str, kind: int, said: str) -> IO[str]:
+        lock = open(self.folder / name, "w")  # noqa: SIM115
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
         except OSError:
             lock.close()
-            raise InputError(
-                f"another process is working in {self.folder}; wait for it or choose another --output"
-            ) from None
+            raise InputError(f"{said} working in {self.folder}; wait for it or choose another --output") from None
         return lock
 
     def close(self) -> None:
         """Release the folder."""
-        self._lock.close()
+        for lock in self._locks:
+            lock.close()
 
     def __enter__(self) -> Workspace:
         return self
