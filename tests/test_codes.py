@@ -1,17 +1,21 @@
 """The code store: packed, mapped, signed; an encode that was killed ends as an unbroken one."""
 
+import dataclasses
+import signal
+
 import numpy as np
 import pytest
 
 from codeprior.artifact import read_json, read_manifest, write_json
 from codeprior.codes import CodeStore, count_codes, encode, unigram_entropy_nats
 from codeprior.config import EncodeConfig, TrainTokenizerConfig
+from codeprior.crops import view
 from codeprior.errors import InputError
-from codeprior.images import open_images, view
+from codeprior.images import open_images
 from codeprior.pixels import to_tensor
 from codeprior.tokenizers import load_tokenizer
 from codeprior.tokenizers.training import train_tokenizer
-from codeprior.tokenizers.vqgan import VQGAN
+from killed import encode_and_die
 
 
 @pytest.fixture(scope="module")
@@ -78,29 +82,55 @@ def test_the_entropy_of_equal_use_is_the_logarithm_of_the_number_of_codes():
     assert unigram_entropy_nats(count_codes(np.zeros((2, 1, 3), np.uint16), 5)) == 0
 
 
-def test_a_killed_encode_ends_byte_for_byte_as_an_unbroken_one(tokenizer_folder, tmp_path, monkeypatch):
-    settings = {"batch_size": 4, "views": "shift"}
-    encode(config_for(tokenizer_folder, tmp_path / "unbroken", **settings))
-    encode_batch, calls = VQGAN.encode, []
+def content(folder):
+    """Bytes of what a store consists of."""
+    return {name: (folder / name).read_bytes() for name in ("codes.npy", "labels.npy", "meta.json")}
 
-    def killed_in_the_middle(model, images):
-        calls.append(len(images))
-        if len(calls) == 5 * 40 + 3:
-            raise KeyboardInterrupt
-        return encode_batch(model, images)
 
-    monkeypatch.setattr(VQGAN, "encode", killed_in_the_middle)
-    monkeypatch.setattr("codeprior.codes._SECONDS_BETWEEN_RECORDS", 0)
-    with pytest.raises(KeyboardInterrupt):
-        encode(config_for(tokenizer_folder, tmp_path / "killed", **settings))
+@pytest.fixture(scope="module")
+def killable(tokenizer_folder, tmp_path_factory):
+    """What takes 15 forward passes of two images each, the last of one; and what an unbroken run makes of it."""
+    folder = tmp_path_factory.mktemp("killable")
+    pixels = np.random.default_rng(0).integers(0, 256, (29, 18, 16, 3), dtype=np.uint8)
+    np.savez(folder / "images.npz", arr_0=pixels, arr_1=np.arange(29))
+    settings = {"data": str(folder / "images.npz"), "batch_size": 20, "views": "ten-crop-1.1"}
+    config = config_for(tokenizer_folder, folder / "unbroken", **settings)
+    encode(config)
+    return config, content(config.output)
+
+
+def test_an_encode_killed_three_times_ends_byte_for_byte_as_an_unbroken_one(killable, tmp_path):
+    config, unbroken = dataclasses.replace(killable[0], output=tmp_path / "killed"), killable[1]
+    for n_passes in (0, 4, 6):
+        assert encode_and_die(config, n_passes, {}) == -signal.SIGKILL
+        with pytest.raises(InputError, match="is unfinished"):
+            CodeStore.open(config.output)
+    assert encode_and_die(config, 15 - 4 - 6, {}) == 0  # nothing was encoded twice
+    assert content(config.output) == unbroken
+    assert not (config.output / "parts").exists()
+
+
+def test_ranks_that_die_and_change_in_number_write_what_one_process_writes(killable, tmp_path):
+    config, unbroken = dataclasses.replace(killable[0], output=tmp_path / "ranks"), killable[1]
+    ranks = {size: [{"RANK": str(rank), "WORLD_SIZE": str(size)} for rank in range(size)] for size in (2, 3)}
+    assert encode_and_die(config, 3, ranks[2][0]) == -signal.SIGKILL
+    assert encode_and_die(config, 8, ranks[2][1]) == 0
     with pytest.raises(InputError, match="is unfinished"):
-        CodeStore.open(tmp_path / "killed")
-    n_before = len(calls)
-    encode(config_for(tokenizer_folder, tmp_path / "killed", **settings))
-    assert len(calls) - n_before == 5 * (75 - 40)  # it went on after the 40th of 75 batches, of five views each
-    unbroken, killed = read_manifest(tmp_path / "unbroken"), read_manifest(tmp_path / "killed")
-    assert unbroken.files == killed.files
-    assert not killed.path("progress.json").exists()
+        CodeStore.open(config.output)
+    # Done are passes 0 to 2 and 7 to 14. Of three ranks the first has 0 to 4, the second 5 to 9, the third the rest.
+    assert encode_and_die(config, 0, ranks[3][2]) == 0
+    assert encode_and_die(config, 2, ranks[3][1]) == 0
+    assert encode_and_die(config, 2, ranks[3][0]) == 0
+    assert content(config.output) == unbroken
+
+
+def test_a_rank_that_is_not_the_last_says_so(tokenizer_folder, tmp_path, monkeypatch):
+    config = config_for(tokenizer_folder, tmp_path / "codes", batch_size=64)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert encode(config)["state"] == "done; the last of 2 processes to finish writes the store"
+    monkeypatch.setenv("RANK", "0")
+    assert encode(config)["n_images"] == 297
 
 
 def test_a_finished_encode_is_not_done_again(encoded):
@@ -121,6 +151,25 @@ def test_skipped_images_are_counted_and_named(tokenizer_folder, tmp_path):
     results = encode(config)
     assert (results["n_images"], results["n_skipped"]) == (2, 1)
     assert (tmp_path / "codes" / "skipped.txt").read_text().startswith("a/1.png")
+    store = CodeStore.open(config.output)
+    assert (store.missing, store.labels.tolist(), store.image_numbers().tolist()) == ((1,), [0, 0], [0, 2])
+    (tmp_path / "data" / "a" / "1.png").unlink()
+    encode(dataclasses.replace(config, output=tmp_path / "without"))
+    assert np.array_equal(store.codes, CodeStore.open(tmp_path / "without").codes)
+
+
+def test_a_bad_image_is_refused_when_it_is_met(tokenizer_folder, tmp_path):
+    from PIL import Image
+
+    (tmp_path / "data" / "a").mkdir(parents=True)
+    Image.new("L", (20, 16)).save(tmp_path / "data" / "a" / "0.png")
+    (tmp_path / "data" / "a" / "1.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"a/1\.png is not a readable image .* use --bad-images skip"):
+        encode(config_for(tokenizer_folder, tmp_path / "codes", data=str(tmp_path / "data")))
+    (tmp_path / "data" / "a" / "0.png").write_bytes(b"")
+    config = config_for(tokenizer_folder, tmp_path / "none", data=str(tmp_path / "data"), bad_images="skip")
+    with pytest.raises(InputError, match="none of the 2 images can be read"):
+        encode(config)
 
 
 def test_another_image_size_gives_another_grid(tokenizer_folder, tmp_path):

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from codeprior import embedded
+from codeprior.crops import centre_crop, ten_crop, view, views
 from codeprior.errors import InputError
-from codeprior.images import N_VIEWS, centre_crop, open_images, view, views
+from codeprior.images import BadImageError, open_images
 
 
 def picture(seed, size=(20, 24), mode="RGB"):
@@ -133,11 +134,17 @@ def test_the_digest_names_content_not_place(folder, tmp_path):
     assert open_images(str(moved)).digest != digest
 
 
-def test_corrupt_images_are_refused_by_name_with_their_number(folder):
+def test_opening_decodes_nothing_and_a_corrupt_image_is_refused_by_name_when_read(folder):
     (folder / "dog" / "0.png").write_bytes(b"not a picture")
     (folder / "snake" / "1.png").write_bytes(encoded(picture(1, (90, 90)))[:2000])
-    with pytest.raises(InputError, match=r"2 of 6 images are bad: dog/0\.png is not a readable image"):
-        open_images(str(folder))
+    images = open_images(str(folder))
+    assert images.read(3, 16).shape == (16, 16, 3)
+    with pytest.raises(
+        BadImageError, match=r"^dog/0\.png is not a readable image .*; mend it or use --bad-images skip"
+    ):
+        images.read(2, 16)
+    with pytest.raises(InputError, match=r"^snake/1\.png is not"):
+        images.read_many(range(3, 6), 16)
 
 
 def test_corrupt_images_are_skipped_and_named_if_asked_for(folder):
@@ -155,7 +162,7 @@ def test_a_truncated_jpeg_is_bad(folder):
     picture(3, (64, 64)).save(path)
     path.write_bytes(path.read_bytes()[:-400])
     with pytest.raises(InputError, match="truncated"):
-        open_images(str(folder))
+        open_images(str(folder)).read(2, 16)
 
 
 def test_images_outside_the_class_folders_are_refused_or_skipped(folder):
@@ -229,8 +236,8 @@ def test_parquet_shards_of_one_split_are_joined_and_splits_kept_apart(tmp_path):
 def test_corrupt_parquet_rows_are_named(tmp_path):
     rows = [(encoded(picture(0)), 0), (b"junk", 1), (None, 0)]
     path = str(parquet(tmp_path / "a.parquet", rows))
-    with pytest.raises(InputError, match=r"2 of 3 images are bad: a\.parquet row 1 is not"):
-        open_images(path)
+    with pytest.raises(InputError, match=r"a\.parquet row 1 is not"):
+        open_images(path).read_many(range(3), 16)
     assert open_images(path, bad_images="skip").labels.tolist() == [0]
 
 
@@ -260,6 +267,18 @@ def test_npz_is_read_with_or_without_labels_and_in_greyscale(tmp_path):
     images = open_images(str(tmp_path / "b.npz"))
     assert images.labels.tolist() == [0] * 4
     assert np.array_equal(images.read(1, 16)[..., 2], pixels[1, ..., 0])
+
+
+def test_a_stored_npz_is_mapped_and_a_compressed_one_reads_the_same(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", arr_0=pixels, arr_1=np.arange(4))
+    np.savez_compressed(tmp_path / "b.npz", arr_0=pixels, arr_1=np.arange(4))
+    monkeypatch.setattr("codeprior.images._HELD_IN_MEMORY_BYTES", 1000)
+    assert np.array_equal(open_images(str(tmp_path / "a.npz")).read_many(range(4), 16), pixels)
+    with pytest.raises(InputError, match=r"compressed, 0\.0 GB unpacked; write it by np\.savez"):
+        open_images(str(tmp_path / "b.npz"))
+    monkeypatch.undo()
+    assert np.array_equal(open_images(str(tmp_path / "b.npz")).read_many(range(4), 16), pixels)
 
 
 @pytest.mark.parametrize(
@@ -308,10 +327,53 @@ def test_the_centre_is_cut_from_the_longer_side():
     assert np.array_equal(centre_crop(Image.fromarray(columns), 16)[0, :, 0], np.arange(2, 18))
 
 
+def adm_centre_crop(image, size):
+    """The definition, as Dhariwal and Nichol's data loader words it, one step a line."""
+    width, height = image.size
+    while min(width, height) >= 2 * size:
+        width, height = width // 2, height // 2
+        image = image.resize((width, height), resample=Image.BOX)
+    scale = size / min(width, height)
+    image = image.resize((round(width * scale), round(height * scale)), resample=Image.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+@pytest.mark.parametrize("size", [(40, 40), (61, 43), (43, 90), (131, 77), (16, 300), (9, 12)])
+@pytest.mark.parametrize("side", [16, 17])
+def test_the_centre_crop_is_adm_s_definition(size, side):
+    image = picture(0, size)
+    assert np.array_equal(centre_crop(image, side), adm_centre_crop(image, side))
+
+
+@pytest.mark.parametrize("large", [16, 17, 18, 19, 21, 35])
+def test_ten_crops_are_pillow_s_in_torchvision_s_order(large):
+    square, side = picture(1, (large, large)), 16
+    far, middle = large - side, round((large - side) / 2)
+    boxes = [(0, 0), (far, 0), (0, far), (far, far), (middle, middle)]  # (left, top)
+    cut = [
+        np.asarray(whole.crop((left, top, left + side, top + side)))
+        for whole in (square, square.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+        for left, top in boxes
+    ]
+    assert np.array_equal(ten_crop(np.asarray(square), side), np.stack(cut))
+
+
+def test_both_ranges_are_twenty_views_of_an_image(folder):
+    images = open_images(str(folder))
+    both = images.read_views(4, 40, "ten-crop-1.1+1.05")
+    assert both.shape == (20, 40, 40, 3)
+    assert np.array_equal(both[:10], images.read_views(4, 40, "ten-crop-1.1"))
+    assert np.array_equal(both[10:], images.read_views(4, 40, "ten-crop-1.05"))
+    assert np.array_equal(both[4], images.read(4, 44)[2:42, 2:42])
+    assert np.array_equal(both[10], images.read(4, 42)[:40, :40])
+    assert np.array_equal(images.read_views(4, 40, "flip")[1], images.read(4, 40)[:, ::-1])
+
+
 def test_views_are_the_image_its_mirror_and_shifts_by_one_pixel():
     image = np.asarray(picture(0, (8, 8)))
-    assert [len(views(image, name)) for name in N_VIEWS] == [1, 2, 5]
-    assert all(np.array_equal(views(image, name)[0], image) for name in N_VIEWS)
+    assert [len(views(image, name)) for name in ("centre", "flip", "shift")] == [1, 2, 5]
+    assert all(np.array_equal(views(image, name)[0], image) for name in ("centre", "flip", "shift"))
     assert np.array_equal(view(image, "flip", 1), image[:, ::-1])
     down, up, right, left = views(image, "shift")[1:]
     assert np.array_equal(down[1:], image[:-1])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,19 +14,25 @@ import torch
 
 from codeprior.artifact import Workspace, read_json, read_manifest, write_json
 from codeprior.config import EncodeConfig
+from codeprior.crops import N_VIEWS
 from codeprior.device import resolve_device
 from codeprior.errors import InputError
-from codeprior.images import N_VIEWS, ImageSet, open_images, view
+from codeprior.images import BadImageError, ImageSet, open_images
+from codeprior.machine import available_threads
+from codeprior.parts import Parts, Rows
 from codeprior.pixels import to_tensor
 from codeprior.progress import track
+from codeprior.shards import Shard
 from codeprior.tokenizers import Tokenizer, load_tokenizer
 
 CODES = "codes.npy"
 LABELS = "labels.npy"
 META = "meta.json"
-_PROGRESS = "progress.json"
-_SECONDS_BETWEEN_RECORDS = 2.0
+SKIPPED = "skipped.txt"
+_PARTS = "parts"
 _ROWS_COUNTED_AT_ONCE = 65536
+# Pixels a forward pass: on a CPU larger activations leave the caches, on a GPU these fill it (128 images of 256 x 256).
+_PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**23}
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +41,7 @@ class CodeStore:
 
     `codes` is uint16 (uint32 beyond 65,536 codes), (N, A, T): N images, A views of each, T tokens in rows of a grid of
     (h, w); read-only, mapped from disk. `labels` is int64 (N,). The digests say which codebook and tokenizer the codes
-    belong to, and name the store itself.
+    belong to, and name the store itself. `missing` are the numbers, ascending, of the bad images that were left out.
     """
 
     codes: np.ndarray
@@ -46,6 +54,7 @@ class CodeStore:
     codebook_digest: str
     tokenizer_digest: str
     digest: str
+    missing: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -66,37 +75,58 @@ class CodeStore:
             labels = np.load(manifest.path(LABELS), allow_pickle=False)
         except (ValueError, OSError) as error:
             raise InputError(f"cannot read the codes at {folder}: {error}; remove them and encode again") from error
-        meta = {**meta, "class_names": tuple(meta["class_names"]), "grid": tuple(meta["grid"])}
+        meta = {name: tuple(value) if isinstance(value, list) else value for name, value in meta.items()}
         return cls(codes=codes, labels=labels, digest=manifest.digest, **meta)
 
     def usage(self) -> np.ndarray:
         """How often each code occurs, all views counted: int64 (V,)."""
         return count_codes(self.codes, self.codebook_size)
 
+    def image_numbers(self) -> np.ndarray:
+        """Which image of the set each row is of: int64 (N,), ascending."""
+        return np.setdiff1d(np.arange(len(self) + len(self.missing)), self.missing)
+
 
 def encode(config: EncodeConfig) -> dict[str, Any]:
     """Encode images into a code store; an interrupted run is continued.
+
+    Where RANK and WORLD_SIZE are set, as by `torchrun`, each process encodes its share of the images, and the last one
+    to finish writes the store. A run may be continued by another number of processes. The store is that of one process
+    alone, byte for byte, if all compute alike.
 
     Raises
     ------
     InputError
         If the images, the tokenizer or the output are not as they should be.
     """
+    shard = Shard.from_environment()
     device = resolve_device(config.device)
     tokenizer = load_tokenizer(config.tokenizer, device)
-    images = open_images(config.data, bad_images=config.bad_images, seed=config.seed)
-    image_size = config.image_size or tokenizer.image_size
-    if image_size % tokenizer.downsample:
-        raise InputError(f"image_size must be a multiple of {tokenizer.downsample}, got {image_size}")
+    images = open_images(config.data, bad_images="later" if config.bad_images == "skip" else "refuse", seed=config.seed)
+    writer = StoreWriter(tokenizer, config.image_size or tokenizer.image_size, config.views)
     inputs = {"images": images.digest, "tokenizer": tokenizer.digest}
     with Workspace(
-        config.output, kind="codes", settings=config.settings(), inputs=inputs, overwrite=config.overwrite
+        config.output,
+        kind="codes",
+        settings=config.settings(),
+        inputs=inputs,
+        overwrite=config.overwrite,
+        shard=shard,
     ) as workspace:
         if not workspace.complete:
-            codes = _encode_all(config, workspace, tokenizer, images, image_size, device)
-            _finish(config, workspace, tokenizer, images, codes, image_size)
-        assert workspace.manifest is not None
-        return {"output": str(config.output), **workspace.manifest.results}
+            batch_size = config.batch_size or max(1, _PIXELS_AT_ONCE.get(device.type, 2**23) // writer.image_size**2)
+            group = max(1, batch_size // writer.shape[0])
+
+            def read(numbers: range) -> tuple[np.ndarray, dict[int, str]]:
+                return _read_views(images, numbers, writer, skip=config.bad_images == "skip")
+
+            def batches(run: range) -> Iterator[Rows]:
+                for views, bad in _read_ahead(read, run, group):
+                    yield _encode_views(tokenizer, views, batch_size, device), bad
+
+            writer.write(workspace, len(images), group, batches, "encode")
+            writer.finish(workspace, images.labels, images.class_names, images.skipped)
+        return {"output": str(config.output), **writer.results(workspace)}
 
 
 def count_codes(codes: np.ndarray, codebook_size: int) -> np.ndarray:
@@ -113,77 +143,121 @@ def unigram_entropy_nats(usage: np.ndarray) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-def _encode_all(
-    config: EncodeConfig,
-    workspace: Workspace,
-    tokenizer: Tokenizer,
-    images: ImageSet,
-    image_size: int,
-    device: torch.device,
-) -> np.ndarray:
-    """Fill `codes.npy`, from where the last record says that the disk holds it."""
-    n_views, side = N_VIEWS[config.views], image_size // tokenizer.downsample
-    shape = (len(images), n_views, side * side)
-    codes, done = _open_array(workspace, shape, len(tokenizer.codebook))
-    starts = range(done, len(images), config.batch_size)
-    n_batches_before = -(-done // config.batch_size)
-    recorded = time.monotonic()
-    for start in track(starts, "encode", total=n_batches_before + len(starts), start=n_batches_before):
-        chosen = range(start, min(start + config.batch_size, len(images)))
-        pixels = images.read_many(chosen, image_size)
-        for index in range(n_views):
-            batch = np.stack([view(image, config.views, index) for image in pixels])
-            codes[start : chosen.stop, index] = tokenizer.encode(to_tensor(batch, device)).cpu().numpy()
-        if time.monotonic() - recorded >= _SECONDS_BETWEEN_RECORDS:
-            codes.flush()
-            write_json(workspace.path(_PROGRESS), {"images": chosen.stop})
-            workspace.checkpoint()
-            recorded = time.monotonic()
-    codes.flush()
-    return codes
+class StoreWriter:
+    """Writes a code store from rows that come in batches, from several processes if need be, each of which may die."""
+
+    def __init__(self, tokenizer: Tokenizer, image_size: int, views: str) -> None:
+        """For codes of this tokenizer, of square images of that size, in these views.
+
+        Raises
+        ------
+        InputError
+            If the tokenizer cannot encode images of that size.
+        """
+        if image_size % tokenizer.downsample:
+            raise InputError(f"image_size must be a multiple of {tokenizer.downsample}, got {image_size}")
+        side = image_size // tokenizer.downsample
+        self.image_size = image_size
+        self.views = views
+        self.codebook_size = len(tokenizer.codebook)
+        self.shape = (N_VIEWS[views], side * side)
+        self.meta: dict[str, Any] = {
+            "grid": (side, side),
+            "image_size": image_size,
+            "views": views,
+            "codebook_size": self.codebook_size,
+            "codebook_digest": tokenizer.codebook.digest,
+            "tokenizer_digest": tokenizer.digest,
+        }
+        self.dtype = np.dtype(np.uint16 if self.codebook_size <= 2**16 else np.uint32)
+
+    def write(
+        self, workspace: Workspace, n_images: int, group: int, batches: Callable[[range], Iterator[Rows]], label: str
+    ) -> None:
+        """Make what is missing of this process's share; `batches(run)` yields rows of `group` images at a time."""
+        self.parts = Parts(workspace.path(_PARTS), n_images, self.shape, self.dtype)
+        groups = workspace.shard.of(-(-n_images // group))  # whole groups: batches are those of one process alone
+        share = range(groups.start * group, min(groups.stop * group, n_images))
+        for run in self.parts.missing(share):
+            n_groups = -(-len(run) // group)
+            done = self.parts.make(run, batches(run), workspace.checkpoint)
+            for _ in track(done, label, total=len(groups), start=len(groups) - n_groups):
+                pass
+
+    def finish(
+        self, workspace: Workspace, labels: np.ndarray, class_names: tuple[str, ...], skipped: list[str]
+    ) -> None:
+        """Join the parts, sign the store, if nothing is missing and no other process has done it."""
+        with workspace.alone():
+            if workspace.complete or self.parts.missing(range(len(labels))):
+                return
+            bad = self.parts.bad()
+            if len(bad) == len(labels):
+                raise InputError(f"none of the {len(labels)} images can be read")
+            codes = self.parts.assemble(workspace.path(CODES))
+            np.save(workspace.path(LABELS), np.delete(labels, list(bad)))
+            write_json(workspace.path(META), {"class_names": class_names, **self.meta, "missing": list(bad)})
+            skipped = skipped + list(bad.values())
+            if skipped:
+                workspace.path(SKIPPED).write_text("\n".join(skipped) + "\n")
+            usage = count_codes(codes, self.codebook_size)
+            results = {
+                "n_images": len(codes),
+                "n_views": codes.shape[1],
+                "n_tokens": codes.shape[2],
+                "codes_used": int((usage > 0).sum()),
+                "codebook_size": len(usage),
+                "codebook_digest": self.meta["codebook_digest"],
+                "unigram_entropy_nats": unigram_entropy_nats(usage),
+                "n_skipped": len(skipped),
+            }
+            workspace.finish([CODES, LABELS, META], results)
+            self.parts.remove()
+
+    def results(self, workspace: Workspace) -> dict[str, Any]:
+        """What the store holds, or that it waits for other processes."""
+        if workspace.manifest is not None:
+            return workspace.manifest.results
+        shard = workspace.shard
+        return {"rank": shard.rank, "state": f"done; the last of {shard.size} processes to finish writes the store"}
 
 
-def _open_array(workspace: Workspace, shape: tuple[int, ...], codebook_size: int) -> tuple[np.memmap, int]:
-    """The array on disk, and how many of its images are encoded already."""
-    dtype = np.uint16 if codebook_size <= 2**16 else np.uint32
-    if workspace.path(_PROGRESS).exists():
-        codes = np.lib.format.open_memmap(workspace.path(CODES), mode="r+")
-        return codes, int(read_json(workspace.path(_PROGRESS))["images"])
-    return np.lib.format.open_memmap(workspace.path(CODES), mode="w+", dtype=dtype, shape=shape), 0
+def _read_views(
+    images: ImageSet, numbers: range, writer: StoreWriter, *, skip: bool
+) -> tuple[np.ndarray, dict[int, str]]:
+    """All views of some images, uint8 (n, A, S, S, 3), and which of them are bad."""
+    views, bad = [], {}
+    for number in numbers:
+        try:
+            views.append(images.read_views(number, writer.image_size, writer.views))
+        except BadImageError as error:
+            if not skip:
+                raise
+            bad[number] = error.reason
+    return np.stack(views) if views else np.empty((0, writer.shape[0], 0, 0, 3), np.uint8), bad
 
 
-def _finish(
-    config: EncodeConfig,
-    workspace: Workspace,
-    tokenizer: Tokenizer,
-    images: ImageSet,
-    codes: np.ndarray,
-    image_size: int,
-) -> None:
-    side = image_size // tokenizer.downsample
-    meta = {
-        "class_names": images.class_names,
-        "grid": (side, side),
-        "image_size": image_size,
-        "views": config.views,
-        "codebook_size": len(tokenizer.codebook),
-        "codebook_digest": tokenizer.codebook.digest,
-        "tokenizer_digest": tokenizer.digest,
-    }
-    np.save(workspace.path(LABELS), images.labels)
-    write_json(workspace.path(META), meta)
-    if images.skipped:
-        workspace.path("skipped.txt").write_text("\n".join(images.skipped) + "\n")
-    usage = count_codes(codes, len(tokenizer.codebook))
-    results = {
-        "n_images": len(images),
-        "n_views": codes.shape[1],
-        "n_tokens": codes.shape[2],
-        "codes_used": int((usage > 0).sum()),
-        "codebook_size": len(usage),
-        "codebook_digest": tokenizer.codebook.digest,
-        "unigram_entropy_nats": unigram_entropy_nats(usage),
-        "n_skipped": len(images.skipped),
-    }
-    workspace.finish([CODES, LABELS, META], results)
-    workspace.path(_PROGRESS).unlink(missing_ok=True)
+def _read_ahead(
+    read: Callable[[range], tuple[np.ndarray, dict[int, str]]], run: range, group: int
+) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
+    """Groups of a run in order, read by threads while the groups before are worked on."""
+    groups = [range(start, min(start + group, run.stop)) for start in range(run.start, run.stop, group)]
+    n_ahead = 2 * available_threads()
+    with ThreadPoolExecutor(available_threads()) as pool:
+        coming = deque(pool.submit(read, numbers) for numbers in groups[:n_ahead])
+        for following in [*groups[n_ahead:], *[None] * min(n_ahead, len(groups))]:
+            yield coming.popleft().result()
+            if following is not None:
+                coming.append(pool.submit(read, following))
+
+
+def _encode_views(tokenizer: Tokenizer, views: np.ndarray, batch_size: int, device: torch.device) -> np.ndarray:
+    """Views (n, A, S, S, 3) -> codes (n, A, T)."""
+    if not len(views):
+        return np.empty((0, views.shape[1], 0))
+    flat = views.reshape(-1, *views.shape[2:])
+    codes = [
+        tokenizer.encode(to_tensor(flat[start : start + batch_size], device)).cpu().numpy()
+        for start in range(0, len(flat), batch_size)
+    ]
+    return np.concatenate(codes).reshape(*views.shape[:2], -1)

@@ -4,41 +4,53 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import threading
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from codeprior import embedded
-from codeprior.artifact import digest_array, digest_file, digest_json
+from codeprior.artifact import digest_array, digest_bytes, digest_json
+from codeprior.crops import all_views, centre_crop
 from codeprior.errors import InputError
 from codeprior.machine import available_threads
 from codeprior.progress import track
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-N_VIEWS = {"centre": 1, "flip": 2, "shift": 5}
-_PARQUET_IN_MEMORY_BYTES = 2 * 2**30
+_HELD_IN_MEMORY_BYTES = 2 * 2**30
 _CHECKED_AT_ONCE = 256
+_DIGESTED_BLOCKS, _DIGESTED_BYTES = 64, 2**20
 _THREADED_SIDE = 128  # smaller images are read faster than threads are started
 _SHARD = re.compile(r"(.+)-\d+-of-\d+")
 
 Opener = Callable[[int], Image.Image]
 
 
+class BadImageError(InputError):
+    """An image that cannot be decoded; `reason` names it and says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}; mend it or use --bad-images skip")
+        self.reason = reason
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Labelled images that are decoded when they are read.
+    """Labelled images that are decoded when they are read; reading a bad one raises `BadImageError`.
 
-    `labels` is int64 (N,), below `len(class_names)`; `digest` names the content (of class folders: the names and sizes
-    of the files); `skipped` names what was left out, with the reason.
+    `labels` is int64 (N,), below `len(class_names)`. `digest` names the content, the same on every machine: of class
+    folders the names and sizes of all files and the bytes of 64 of them, of large files their size and 64 blocks.
+    `skipped` names what was left out, with the reason.
     """
 
     name: str
@@ -55,6 +67,10 @@ class ImageSet:
         """One image, cut to a square: uint8 (image_size, image_size, 3)."""
         return centre_crop(self.opener(index), image_size)
 
+    def read_views(self, index: int, image_size: int, name: str) -> np.ndarray:
+        """All views of one image (see `crops.all_views`): uint8 (A, image_size, image_size, 3)."""
+        return all_views(self.opener(index), name, image_size)
+
     def read_many(self, indices: Sequence[int] | np.ndarray, image_size: int) -> np.ndarray:
         """Some images: uint8 (n, image_size, image_size, 3)."""
         read = partial(self.read, image_size=image_size)
@@ -65,7 +81,7 @@ class ImageSet:
 
 
 def open_images(data: str, *, bad_images: str = "refuse", seed: int = 0) -> ImageSet:
-    """Open labelled images; each is decoded once to see that it can be.
+    """Open labelled images, without decoding them.
 
     Parameters
     ----------
@@ -73,8 +89,10 @@ def open_images(data: str, *, bad_images: str = "refuse", seed: int = 0) -> Imag
         A folder with one folder a class (classes in the order of their names), `.parquet` files (one, a folder of
         them, or a pattern such as `data/train-*.parquet`), an `.npz` file (`arr_0` uint8 NHWC, `arr_1` labels), or
         `digits`, `digits:heldout`, `photos12`, `photos12:heldout`.
-    bad_images : {"refuse", "skip"}
-        What to do with images that cannot be decoded or lie outside the class folders.
+    bad_images : {"refuse", "skip", "later"}
+        What to do with images that cannot be decoded or lie outside the class folders: refuse them (the latter now,
+        the former when one is read), decode all now to leave them out, or leave out the latter alone: then it is the
+        reader who catches `BadImageError`.
     seed : int
         Seed of the random crops of photos12. What is held out does not depend on it.
 
@@ -83,68 +101,27 @@ def open_images(data: str, *, bad_images: str = "refuse", seed: int = 0) -> Imag
     InputError
         If there are no images, or bad ones that are to be refused.
     """
-    if bad_images not in ("refuse", "skip"):
-        raise InputError(f"bad_images must be refuse or skip, got {bad_images}")
+    images = _open(data, bad_images, seed)
+    return _without_bad(images) if bad_images == "skip" else images
+
+
+def _open(data: str, bad_images: str, seed: int) -> ImageSet:
     if data in embedded.NAMES:
         return _open_embedded(data, seed)
     path = Path(data)
     if "*" in path.name:
-        return _open_parquet(path, sorted(path.parent.glob(path.name)), bad_images)
+        return _open_parquet(path, sorted(path.parent.glob(path.name)))
     if not path.exists():
         raise InputError(f"no images at {data}: give a folder, .parquet, .npz, or one of {', '.join(embedded.NAMES)}")
     if path.suffix == ".parquet":
-        return _open_parquet(path, [path], bad_images)
+        return _open_parquet(path, [path])
     if path.suffix == ".npz":
         return _open_npz(path)
     if not path.is_dir():
         raise InputError(f"cannot read images from {path.name}; give a folder, a .parquet or an .npz file")
     if files := sorted(path.glob("*.parquet")):
-        return _open_parquet(path, files, bad_images)
+        return _open_parquet(path, files)
     return _open_folder(path, bad_images)
-
-
-def centre_crop(image: Image.Image, image_size: int) -> np.ndarray:
-    """The central square, scaled: uint8 (image_size, image_size, 3).
-
-    As ADM crops: halved by box averages while the shorter side is at least twice the size, then bicubic.
-    """
-    image = _to_rgb(image)
-    while min(image.size) >= 2 * image_size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = image_size / min(image.size)
-    size = (round(image.width * scale), round(image.height * scale))
-    pixels = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
-    top, left = (pixels.shape[0] - image_size) // 2, (pixels.shape[1] - image_size) // 2
-    return pixels[top : top + image_size, left : left + image_size]
-
-
-def view(image: np.ndarray, name: str, index: int) -> np.ndarray:
-    """One of the `N_VIEWS[name]` views of an image (H, W, 3); the first is the image itself.
-
-    `flip`: 1 is mirrored left to right. `shift`: 1 to 4 are moved by one pixel, the edge repeated.
-    """
-    if not 0 <= index < N_VIEWS[name]:
-        raise ValueError(f"{name} has views 0 to {N_VIEWS[name] - 1}, got {index}")
-    if index == 0:
-        return image
-    if name == "flip":
-        return image[:, ::-1]
-    top, left = ((0, 1), (2, 1), (1, 0), (1, 2))[index - 1]
-    padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
-    return padded[top : top + image.shape[0], left : left + image.shape[1]]
-
-
-def views(image: np.ndarray, name: str) -> list[np.ndarray]:
-    """All views of an image (H, W, 3), the image itself first."""
-    return [view(image, name, index) for index in range(N_VIEWS[name])]
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode[0] == "I":  # 16-bit greyscale; Pillow's own conversion clips at 255
-        image = Image.fromarray((np.asarray(image).astype(np.int64) // 257).clip(0, 255).astype(np.uint8))
-    if "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
 
 
 def _open_embedded(data: str, seed: int) -> ImageSet:
@@ -164,28 +141,42 @@ def _open_folder(root: Path, bad_images: str) -> ImageSet:
         raise InputError(f"{root} holds {holds}; put the images in one folder a class, for example {root / 'all'}")
     if stray and bad_images == "refuse":
         raise InputError(f"{len(stray)} images lie outside the class folders of {root}, first {stray[0]}; move them")
-    files = [_class_files(root / name) for name in classes]
-    labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(paths) for paths in files])
-    paths = [path for in_class in files for path in in_class]
-    names = [path.relative_to(root).as_posix() for path in paths]
-    digest = digest_json([[name, path.stat().st_size] for name, path in zip(names, paths, strict=True)])
+    files = [_class_files(root / name, name) for name in classes]
+    labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(found) for found in files])
+    names = [name for found in files for name, _ in found]
+    sizes = [size for found in files for _, size in found]
+    sample = np.unique(np.linspace(0, len(names) - 1, _DIGESTED_BLOCKS).round().astype(np.int64))
+    digest = digest_json([names, sizes, [_digest_sampled(root / names[index]) for index in sample]])
 
     def open_file(index: int) -> Image.Image:
-        return _decode(paths[index], names[index])
+        return _decode(root / names[index], names[index])
 
-    image_set = ImageSet(root.name, digest, labels, tuple(classes), open_file)
-    return _check_all(image_set, names, bad_images, [f"{name} (outside the class folders)" for name in stray])
+    skipped = [f"{name} (outside the class folders)" for name in stray]
+    return ImageSet(root.name, digest, labels, tuple(classes), open_file, skipped)
 
 
-def _class_files(folder: Path) -> list[Path]:
-    """The images below a class folder, which may hold one level more, as Tiny-ImageNet's `<class>/images` does."""
-    paths = sorted((path for path in folder.rglob("*") if _is_image(path)), key=lambda path: path.as_posix())
-    if not paths:
+def _class_files(folder: Path, name: str) -> list[tuple[str, int]]:
+    """Names and sizes of the images of a class, which may hold one level more, as Tiny-ImageNet's `<class>/images`."""
+    found = sorted(_scan(folder, name))
+    if not found:
         raise InputError(f"class folder {folder} holds no images; remove it or fill it")
-    parents = {path.relative_to(folder).parts[0] for path in paths if path.parent != folder}
-    if len(parents) > 1 and all(path.parent != folder for path in paths):
+    inner = [file.removeprefix(f"{name}/").partition("/") for file, _ in found]
+    parents = {first for first, slash, _ in inner if slash}
+    if len(parents) > 1 and all(slash for _, slash, _ in inner):
         raise InputError(f"{folder} holds {len(parents)} folders of images; if these are the classes, give {folder}")
-    return paths
+    return found
+
+
+def _scan(folder: Path | str, prefix: str) -> Iterator[tuple[str, int]]:
+    """The images below a folder. By `scandir`, which asks the disk once a file: there may be a million."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _scan(entry.path, f"{prefix}/{entry.name}")
+            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+                yield f"{prefix}/{entry.name}", entry.stat().st_size
 
 
 def _is_image(path: Path) -> bool:
@@ -195,7 +186,7 @@ def _is_image(path: Path) -> bool:
 # -- parquet and npz --
 
 
-def _open_parquet(path: Path, files: list[Path], bad_images: str) -> ImageSet:
+def _open_parquet(path: Path, files: list[Path]) -> ImageSet:
     """Files in the hub's schema: a column image or img of {bytes, path}, a column label."""
     try:
         import pyarrow.parquet as pq
@@ -223,7 +214,7 @@ def _open_parquet(path: Path, files: list[Path], bad_images: str) -> ImageSet:
     groups = [(table, group) for table in tables for group in range(table.num_row_groups)]
     starts = np.cumsum([0, *(table.metadata.row_group(group).num_rows for table, group in groups)])
     # A row group decodes whole. Training reads at random, so small data is kept; of large data only the last few.
-    in_memory = sum(file.stat().st_size for file in files) <= _PARQUET_IN_MEMORY_BYTES
+    in_memory = sum(file.stat().st_size for file in files) <= _HELD_IN_MEMORY_BYTES
 
     lock = threading.Lock()
 
@@ -240,9 +231,8 @@ def _open_parquet(path: Path, files: list[Path], bad_images: str) -> ImageSet:
         return _decode(encoded or b"", f"{path.name} row {index}")
 
     names = _feature_names(tables[0].schema_arrow.metadata)
-    digest = digest_json([digest_file(file) for file in files])
-    image_set = ImageSet(path.stem, digest, *_check_labels(labels, len(labels), names, path), open_row)
-    return _check_all(image_set, [f"{path.name} row {index}" for index in range(len(labels))], bad_images, [])
+    digest = digest_json([_digest_sampled(file) for file in files])
+    return ImageSet(path.stem, digest, *_check_labels(labels, len(labels), names, path), open_row)
 
 
 def _feature_names(metadata: dict[bytes, bytes] | None) -> tuple[str, ...]:
@@ -255,9 +245,12 @@ def _feature_names(metadata: dict[bytes, bytes] | None) -> tuple[str, ...]:
 def _open_npz(path: Path) -> ImageSet:
     """ADM's batch format: `arr_0` uint8 (N, H, W, 3) and, if there are labels, `arr_1` (N,)."""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            pixels = arrays["arr_0"]
-            labels = arrays["arr_1"] if "arr_1" in arrays.files else np.zeros(len(pixels), np.int64)
+        with zipfile.ZipFile(path) as archive:
+            pixels = _read_member(path, archive, "arr_0.npy")
+            has_labels = "arr_1.npy" in archive.namelist()
+            labels = _read_member(path, archive, "arr_1.npy") if has_labels else np.zeros(len(pixels), np.int64)
+    except InputError:
+        raise
     except Exception as error:  # zip, header and key errors of a damaged or foreign file
         raise InputError(f"cannot read {path}: {_first_line(error)}; it must hold arr_0 (images)") from error
     if pixels.ndim == 3:
@@ -265,8 +258,46 @@ def _open_npz(path: Path) -> ImageSet:
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] not in (1, 3) or 0 in pixels.shape:
         raise InputError(f"arr_0 of {path} must be uint8 (N, H, W, 1 or 3), got {pixels.dtype} {pixels.shape}")
     squares = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-    labels, class_names = _check_labels(labels, len(pixels), (), path)
-    return ImageSet(path.stem, digest_file(path), labels, class_names, lambda index: Image.fromarray(squares[index]))
+    labels, class_names = _check_labels(np.array(labels), len(pixels), (), path)
+    digest = _digest_sampled(path)
+    return ImageSet(path.stem, digest, labels, class_names, lambda index: Image.fromarray(squares[index]))
+
+
+def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of an `.npz`: mapped from disk where it is stored as it is, as `np.savez` does, else read whole."""
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED:
+        if info.file_size > _HELD_IN_MEMORY_BYTES:
+            size = f"{info.file_size / 1e9:.1f} GB"
+            raise InputError(f"{name} of {path} is compressed, {size} unpacked; write it by np.savez to have it mapped")
+        with archive.open(name) as member:
+            return np.lib.format.read_array(member, allow_pickle=False)
+    with open(path, "rb") as file:
+        file.seek(info.header_offset + 26)  # of the local header, whose last fields are the lengths of two strings
+        name_length, extra_length = np.frombuffer(file.read(4), "<u2")
+        file.seek(int(name_length) + int(extra_length), os.SEEK_CUR)
+        major, _ = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read_header(file)
+        if dtype.hasobject:
+            raise InputError(f"{name} of {path} holds Python objects, not numbers")
+        order: Literal["C", "F"] = "F" if fortran else "C"
+        if 0 in shape:
+            return np.empty(shape, dtype, order)
+        return np.memmap(path, dtype=dtype, mode="r", offset=file.tell(), shape=shape, order=order)
+
+
+def _digest_sampled(path: Path) -> str:
+    """Digest of a file's bytes, or, above 64 MiB, of its size and 64 blocks of 1 MiB evenly spaced, ends included."""
+    size = path.stat().st_size
+    n_blocks = min(_DIGESTED_BLOCKS, -(-size // _DIGESTED_BYTES))
+    last = max(0, size - _DIGESTED_BYTES)
+    blocks = [str(size).encode()]
+    with open(path, "rb") as file:
+        for number in range(n_blocks):
+            file.seek(last * number // max(1, n_blocks - 1))
+            blocks.append(file.read(_DIGESTED_BYTES))
+    return digest_bytes(*blocks)
 
 
 def _check_labels(
@@ -292,34 +323,27 @@ def _decode(source: Path | bytes, name: str) -> Image.Image:
             image.load()
             return image
     except Exception as error:  # the decoders raise many types, struct.error and SyntaxError among them
-        _refuse(name, error)
+        raise BadImageError(f"{name} is not a readable image ({_first_line(error)})") from error
 
 
-def _refuse(name: str, error: Exception) -> NoReturn:
-    raise InputError(f"{name} is not a readable image ({_first_line(error)})") from error
-
-
-def _check_all(images: ImageSet, names: list[str], bad_images: str, skipped: list[str]) -> ImageSet:
-    """The set without what cannot be decoded, or InputError if that is to be refused."""
+def _without_bad(images: ImageSet) -> ImageSet:
+    """The set without what cannot be decoded, which takes decoding everything."""
 
     def check(chunk: range) -> dict[int, str]:
         bad = {}
         for index in chunk:
             try:
                 images.opener(index)
-            except InputError as error:
-                bad[index] = str(error)
+            except BadImageError as error:
+                bad[index] = error.reason
         return bad
 
     bad: dict[int, str] = {}
-    for found in _in_threads(check, len(names)):
+    for found in _in_threads(check, len(images)):
         bad |= found
-    if bad and bad_images == "refuse":
-        first = bad[min(bad)]
-        raise InputError(f"{len(bad)} of {len(names)} images are bad: {first}; mend them or use --bad-images skip")
-    good = np.array([index for index in range(len(names)) if index not in bad], dtype=np.int64)
+    good = np.array([index for index in range(len(images)) if index not in bad], dtype=np.int64)
     if not good.size:
-        raise InputError(f"none of the {len(names)} images can be read")
+        raise InputError(f"none of the {len(images)} images can be read")
     opener = images.opener
     return ImageSet(
         images.name,
@@ -327,7 +351,7 @@ def _check_all(images: ImageSet, names: list[str], bad_images: str, skipped: lis
         images.labels[good],
         images.class_names,
         (lambda index: opener(int(good[index]))) if bad else opener,
-        skipped + [bad[index] for index in sorted(bad)],
+        images.skipped + [bad[index] for index in sorted(bad)],
     )
 
 

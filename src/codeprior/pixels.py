@@ -7,9 +7,9 @@ import torch
 
 
 def to_tensor(pixels: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Pixels uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1]."""
+    """Pixels uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1], rounded as torchvision's ToTensor and Normalize."""
     tensor = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
-    return tensor.permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
+    return tensor.permute(0, 3, 1, 2).float().div_(255).sub_(0.5).div_(0.5).contiguous()
 
 
 def to_pixels(images: torch.Tensor) -> np.ndarray:

@@ -11,6 +11,9 @@ from codeprior.errors import InputError
 NOT_IDENTITY = {"identity": False}
 
 Views = Literal["centre", "flip", "shift"]
+"""Views that a square image gives: augmentation while training on images."""
+StoredViews = Literal["centre", "flip", "shift", "ten-crop-1.1", "ten-crop-1.05", "ten-crop-1.1+1.05"]
+"""Views that codes are stored of."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -71,4 +74,5 @@ class ImagesConfig:
     """Images: a folder with one folder a class, a .parquet file (or a folder of them), an .npz file (arr_0 uint8 NHWC,
     arr_1 labels), or built-in: digits, digits:heldout, photos12, photos12:heldout."""
     bad_images: Literal["refuse", "skip"] = "refuse"
-    """What to do with an image that cannot be decoded: refuse names the first, skip counts and leaves them out."""
+    """What to do with an image that cannot be decoded: refuse names the first that is met, skip counts and
+    leaves them out."""

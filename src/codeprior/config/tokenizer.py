@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from codeprior.config.base import NOT_IDENTITY, ImagesConfig, MakeConfig, Views, require, require_positive
+from codeprior.config.base import NOT_IDENTITY, ImagesConfig, MakeConfig, StoredViews, Views, require, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +67,16 @@ class EncodeConfig(ImagesConfig, MakeConfig):
     """Tokenizer folder."""
     image_size: int | None = None
     """Side of the square images, pixels; default: the size that the tokenizer was trained at."""
-    views: Views = "centre"
-    """Views of each image to store: centre, flip (centre and its mirror image), shift (centre and four shifts)."""
-    batch_size: int = field(default=64, metadata=NOT_IDENTITY)
-    """Images a forward pass."""
+    views: StoredViews = "centre"
+    """Views of each image to store: centre, flip (centre and its mirror image), shift (centre and four shifts),
+    ten-crop-1.1 and ten-crop-1.05 (ten crops of a centre square 1.1 or 1.05 times the size), ten-crop-1.1+1.05 (both,
+    20 views)."""
+    batch_size: int | None = field(default=None, metadata=NOT_IDENTITY)
+    """Views a forward pass; default: 2 of 256x256 on a CPU, 128 on a GPU, and accordingly for other sizes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.batch_size is None or self.batch_size > 0, f"batch_size must be positive, got {self.batch_size}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from codeprior.artifact import Workspace
 from codeprior.config import TrainClassifierConfig
+from codeprior.crops import N_VIEWS, view
 from codeprior.device import resolve_device
 from codeprior.errors import InputError
 from codeprior.evaluation.features import (
@@ -21,7 +22,7 @@ from codeprior.evaluation.features import (
     save_classifier,
 )
 from codeprior.evaluation.metrics import class_consistency
-from codeprior.images import N_VIEWS, ImageSet, open_images, view
+from codeprior.images import ImageSet, open_images
 from codeprior.pixels import to_tensor
 from codeprior.progress import track
 

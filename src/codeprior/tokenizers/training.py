@@ -16,10 +16,11 @@ from torch import Tensor
 from codeprior.artifact import Workspace
 from codeprior.codebook import Codebook
 from codeprior.config import TrainTokenizerConfig
+from codeprior.crops import N_VIEWS, view
 from codeprior.device import resolve_device, resolve_precision
 from codeprior.errors import InputError
 from codeprior.evaluation.metrics import psnr_db
-from codeprior.images import N_VIEWS, ImageSet, open_images, view
+from codeprior.images import ImageSet, open_images
 from codeprior.pixels import to_pixels, to_tensor
 from codeprior.progress import track
 from codeprior.runlog import METRICS, MetricsLog

@@ -1,0 +1,121 @@
+"""Parts: rows of one array that several processes make, each its own run of them, any of which may be killed.
+
+A part is two files: raw rows, appended to, and a record of how many of them are safely on disk. A process that starts
+looks at what all records cover and makes what is missing of its share, as new parts. So nothing depends on how often,
+when, or with how many processes the work was begun before.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codeprior.artifact import read_json, write_json
+
+SECONDS_BETWEEN_RECORDS = 2.0
+_ROWS_COPIED_AT_ONCE = 4096
+
+Rows = tuple[np.ndarray, dict[int, str]]
+"""Consecutive items: a row of each good one, and why the others have none, by their number."""
+
+
+class Parts:
+    """Rows of `shape` and `dtype`, one for each of `n_items` items unless the item is bad.
+
+    Parameters
+    ----------
+    folder : path
+        Where the parts are kept until `assemble` has joined them.
+    n_items : int
+        Items in all.
+    shape : tuple of int
+        Shape of a row.
+    dtype : dtype
+        Of its values.
+    """
+
+    def __init__(self, folder: Path, n_items: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.folder = folder
+        self.n_items = n_items
+        self.shape = shape
+        self.dtype = dtype
+        folder.mkdir(exist_ok=True)
+
+    def missing(self, share: range) -> list[range]:
+        """The runs of a share that no record covers, in order."""
+        runs, position = [], share.start
+        for record in self._records():
+            start, stop = record["start"], record["stop"]
+            if start > position:
+                runs.append(range(position, min(start, share.stop)))
+            position = max(position, stop)
+            if position >= share.stop:
+                break
+        runs.append(range(position, share.stop))
+        return [run for run in runs if len(run)]
+
+    def make(self, run: range, batches: Iterable[Rows], on_record: Callable[[], None]) -> Iterator[int]:
+        """Write the rows of a run of items, batch by batch; yields how many items were done after each batch.
+
+        A batch is recorded when it has reached the disk, at most every two seconds; `on_record` is then called.
+        """
+        bad: dict[int, str] = {}
+        position, recorded = run.start, time.monotonic()
+        with open(self._path(run.start), "wb") as file:
+            for rows, bad_here in batches:
+                file.write(np.ascontiguousarray(rows, dtype=self.dtype).tobytes())
+                bad |= bad_here
+                position += len(rows) + len(bad_here)
+                if time.monotonic() - recorded >= SECONDS_BETWEEN_RECORDS or position == run.stop:
+                    file.flush()
+                    os.fsync(file.fileno())
+                    write_json(self._record(run.start), {"start": run.start, "stop": position, "bad": bad})
+                    on_record()
+                    recorded = time.monotonic()
+                yield position - run.start
+
+    def bad(self) -> dict[int, str]:
+        """Why items have no row, by their number, ascending."""
+        found = {int(item): reason for record in self._records() for item, reason in record["bad"].items()}
+        return dict(sorted(found.items()))
+
+    def assemble(self, path: Path) -> np.ndarray:
+        """Join the rows of all items in order as one `.npy` file; returns it mapped. Everything must be there."""
+        n_rows = self.n_items - len(self.bad())
+        joined = np.lib.format.open_memmap(path, mode="w+", dtype=self.dtype, shape=(n_rows, *self.shape))
+        item = row = 0
+        for record in self._records():
+            start, stop = record["start"], record["stop"]
+            bad = np.array(sorted(int(number) for number in record["bad"]), dtype=np.int64)
+            if stop <= item:  # two processes made the same
+                continue
+            first, last = (end - start - int((bad < end).sum()) for end in (item, stop))
+            if last > first:
+                n_here = stop - start - len(bad)
+                rows = np.memmap(self._path(start), mode="r", dtype=self.dtype, shape=(n_here, *self.shape))
+                for begin in range(first, last, _ROWS_COPIED_AT_ONCE):
+                    block = rows[begin : min(begin + _ROWS_COPIED_AT_ONCE, last)]
+                    joined[row : row + len(block)] = block
+                    row += len(block)
+            item = stop
+        joined.flush()
+        return joined
+
+    def remove(self) -> None:
+        """Remove the parts, once they are joined."""
+        shutil.rmtree(self.folder)
+
+    def _records(self) -> list[dict[str, Any]]:
+        return sorted((read_json(path) for path in self.folder.glob("[0-9]*.json")), key=lambda record: record["start"])
+
+    def _path(self, start: int) -> Path:
+        return self.folder / f"{start:010d}.rows"
+
+    def _record(self, start: int) -> Path:
+        return self.folder / f"{start:010d}.json"
