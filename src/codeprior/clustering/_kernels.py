@@ -14,6 +14,7 @@ import numba
 import numpy as np
 
 LANES = 128  # points in a block, side by side for vector instructions
+TERMS = 8  # dimensions summed in one go; points and blocks are padded with zeros to a multiple of it
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
@@ -126,19 +127,31 @@ def instance_matrix(start, stop, points, blocks, weights, sums):
 @kernel
 def cluster_totals(start, stop, a, points, blocks, weights, bounds, total):
     """Fill ``total[b]``, b from `start` to `stop`, with the weighted sums of distances of cluster a to those points."""
-    sqdist = np.empty((2, LANES))
+    dim = points.shape[1]
+    last = dim - TERMS
+    sqdist = np.zeros((2, LANES))
     for b in range(start, stop):
         block = blocks[b]
         row = total[b]
         row[:] = 0.0
         for i in range(bounds[a], bounds[a + 1], 2):
             j = min(i + 1, bounds[a + 1] - 1)
-            block_sqdist(block, points, i, j, sqdist[0], sqdist[1])
-            for t in range(i, j + 1):
-                w = weights[t]
-                near = sqdist[t - i]
-                for k in range(LANES):
-                    row[k] += w * np.sqrt(near[k])
+            if last > 0:
+                block_sqdist(block[:last], points[:, :last], i, j, sqdist[0], sqdist[1])
+            # The last dimensions, the root and the sum in one loop: nothing but `row` goes through memory.
+            wi, wj = weights[i], weights[j] if j > i else 0.0
+            x0, x1, x2, x3 = points[i, last], points[i, last + 1], points[i, last + 2], points[i, last + 3]
+            x4, x5, x6, x7 = points[i, last + 4], points[i, last + 5], points[i, last + 6], points[i, last + 7]
+            y0, y1, y2, y3 = points[j, last], points[j, last + 1], points[j, last + 2], points[j, last + 3]
+            y4, y5, y6, y7 = points[j, last + 4], points[j, last + 5], points[j, last + 6], points[j, last + 7]
+            for k in range(LANES):
+                b0, b1, b2, b3 = block[last, k], block[last + 1, k], block[last + 2, k], block[last + 3, k]
+                b4, b5, b6, b7 = block[last + 4, k], block[last + 5, k], block[last + 6, k], block[last + 7, k]
+                d0, d1, d2, d3, d4, d5, d6, d7 = b0 - x0, b1 - x1, b2 - x2, b3 - x3, b4 - x4, b5 - x5, b6 - x6, b7 - x7
+                e0, e1, e2, e3, e4, e5, e6, e7 = b0 - y0, b1 - y1, b2 - y2, b3 - y3, b4 - y4, b5 - y5, b6 - y6, b7 - y7
+                d = ((d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)) + ((d4 * d4 + d5 * d5) + (d6 * d6 + d7 * d7))
+                e = ((e0 * e0 + e1 * e1) + (e2 * e2 + e3 * e3)) + ((e4 * e4 + e5 * e5) + (e6 * e6 + e7 * e7))
+                row[k] = (row[k] + wi * np.sqrt(sqdist[0, k] + d)) + wj * np.sqrt(sqdist[1, k] + e)
 
 
 @kernel

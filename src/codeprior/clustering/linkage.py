@@ -168,6 +168,11 @@ def _blocks(points: np.ndarray) -> np.ndarray:
     return blocks
 
 
+def _padded(points: np.ndarray) -> np.ndarray:
+    """Return the points in float64, with zeros up to a dimension that the kernels divide evenly."""
+    return np.pad(points.astype(np.float64), ((0, 0), (0, -points.shape[1] % _kernels.TERMS)))
+
+
 def _first_round(
     members: Members, clusters: Clusters, log: MergeLog, rule: SizeRule, pool: RowPool
 ) -> tuple[Members, Clusters]:
@@ -206,7 +211,7 @@ def _first_round(
 
 def _cluster_sums(members: Members, pool: RowPool) -> np.ndarray:
     """Return the (n, n) matrix of the sums over all pairs of two clusters of their distances times both weights."""
-    points, weights, bounds = members.points, members.weights, members.bounds
+    points, weights, bounds = _padded(members.points), members.weights, members.bounds
     n, lanes = len(bounds) - 1, _kernels.LANES
     blocks = _blocks(points)
     sums = np.empty((n, n))
