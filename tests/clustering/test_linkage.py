@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from scipy.cluster import hierarchy
 
 import naive
-from codeprior.clustering import linkage
 from codeprior.clustering.cut import cut
 from codeprior.clustering.linkage import average_linkage
 from codeprior.errors import InputError
@@ -46,19 +45,26 @@ def codebooks(draw, largest=60):
 
 
 # Small codebooks go straight to the matrix; these make them take the ways of the large ones.
+_NEAR = {"linkage.TREE_DIMENSIONS": 0, "linkage.NEAR_ABOVE": 1}
+_NEAR_IN_PIECES = {"_near.NEIGHBOURS": 3, "_near.ROWS": 4, "_near.COLUMNS": 9, "_near.ROWS_PER_CALL": 5}
+_TREE = {"linkage.TREE_DIMENSIONS": 99}
 PATHS = {
     "matrix": {},
-    "search": {"MATRIX_CLUSTERS": 2, "TREE_DIMENSIONS": 99},
-    "first round, then matrix": {"TREE_DIMENSIONS": 0, "FIRST_ROUND_ABOVE": 1},
-    "scan": {"LARGEST_MATRIX": 2, "TREE_DIMENSIONS": 0},
-    "scan, then matrix": {"LARGEST_MATRIX": 12, "TREE_DIMENSIONS": 0},
-    "search, then matrix": {"MATRIX_CLUSTERS": 12, "TREE_DIMENSIONS": 99},
-    "search, then matrix in small calls": {"MATRIX_CLUSTERS": 12, "TREE_DIMENSIONS": 99, "DISTANCES_PER_CALL": 200},
+    "search": {**_TREE, "linkage.MATRIX_CLUSTERS": 2},
+    "near, then matrix": _NEAR,
+    "few near in pieces, then matrix in pieces": {**_NEAR, **_NEAR_IN_PIECES, "_sums.ROWS": 3, "_sums.COLUMNS": 5},
+    "near, then scan": {**_NEAR, "linkage.LARGEST_MATRIX": 2},
+    "scan": {"linkage.LARGEST_MATRIX": 2, "linkage.TREE_DIMENSIONS": 0},
+    "scan, then matrix": {"linkage.LARGEST_MATRIX": 12, "linkage.TREE_DIMENSIONS": 0},
+    "search, then matrix": {**_TREE, "linkage.MATRIX_CLUSTERS": 12},
+    "search, then matrix in small calls": {**_TREE, "linkage.MATRIX_CLUSTERS": 12, "_sums.DISTANCES_PER_CALL": 200},
 }
 
 
 def on_path(path, vectors, *arguments, **options):
-    with mock.patch.multiple(linkage, **PATHS[path]) if PATHS[path] else contextlib.nullcontext():
+    with contextlib.ExitStack() as patches:
+        for name, value in PATHS[path].items():
+            patches.enter_context(mock.patch(f"codeprior.clustering.{name}", value))
         return average_linkage(vectors, *arguments, **options)
 
 

@@ -155,13 +155,78 @@ def cluster_totals(start, stop, a, points, blocks, weights, bounds, total):
 
 
 @kernel
-def add_up_clusters(a, total, weights, bounds, sums):
+def point_distance(points, i, j):
+    """Return the distance of two points, whose dimension is a multiple of TERMS: eight sums side by side."""
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
+    for p in range(0, points.shape[1], TERMS):
+        d0 = np.float64(points[i, p + 0]) - np.float64(points[j, p + 0])
+        d1 = np.float64(points[i, p + 1]) - np.float64(points[j, p + 1])
+        d2 = np.float64(points[i, p + 2]) - np.float64(points[j, p + 2])
+        d3 = np.float64(points[i, p + 3]) - np.float64(points[j, p + 3])
+        d4 = np.float64(points[i, p + 4]) - np.float64(points[j, p + 4])
+        d5 = np.float64(points[i, p + 5]) - np.float64(points[j, p + 5])
+        d6 = np.float64(points[i, p + 6]) - np.float64(points[j, p + 6])
+        d7 = np.float64(points[i, p + 7]) - np.float64(points[j, p + 7])
+        s0 += d0 * d0
+        s1 += d1 * d1
+        s2 += d2 * d2
+        s3 += d3 * d3
+        s4 += d4 * d4
+        s5 += d5 * d5
+        s6 += d6 * d6
+        s7 += d7 * d7
+    return np.sqrt(((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7)))
+
+
+@kernel
+def add_products(products, rows, clusters, columns, points, squares, weights, bounds, out):
+    """Add to ``out[b, a]`` the weighted distances between the points `rows` and those of each cluster in `columns`.
+
+    `rows` and `columns` are ranges (start, stop), of points and of clusters; ``products[j, i]`` is x_j y_i for the
+    points j of those clusters; ``clusters[i]`` says where in a row of `out` the sum for point i goes. `squares` are the
+    points' squared lengths. Where |x|^2 + |y|^2 - 2 x y cancels, a sum is taken from differences: what is left has 46
+    correct bits.
+    """
+    n_rows = rows[1] - rows[0]
+    lengths = squares[rows[0] : rows[1]]
+    total = np.empty(n_rows)
+    first = bounds[columns[0]]
+    for b in range(columns[0], columns[1]):
+        total[:] = 0.0
+        for j in range(bounds[b], bounds[b + 1]):
+            row = products[j - first]
+            length, weight = squares[j], weights[j]
+            for i in range(n_rows):
+                both = length + lengths[i]
+                sqdist = both - 2.0 * row[i]
+                total[i] += weight * np.sqrt(sqdist if sqdist >= both * 0.0625 else np.nan)
+        sums = out[b - columns[0]]
+        for i in range(n_rows):
+            if np.isnan(total[i]):
+                total[i] = 0.0
+                for j in range(bounds[b], bounds[b + 1]):
+                    total[i] += weights[j] * point_distance(points, rows[0] + i, j)
+            sums[clusters[i]] += weights[rows[0] + i] * total[i]
+
+
+@kernel
+def put_sums(out, group, columns, sums):
+    """Copy ``out[b, a]``, counted from the starts of `columns` and `group`, to both places in `sums`; b >= a."""
+    for b in range(columns[0], columns[1]):
+        for a in range(group[0], min(group[1], b + 1)):
+            sums[b, a] = out[b - columns[0], a - group[0]]
+    for a in range(group[0], group[1]):
+        for b in range(max(columns[0], a), columns[1]):
+            sums[a, b] = out[b - columns[0], a - group[0]]
+
+
+@kernel
+def add_up_cluster(a, total, weights, bounds, sums):
     """Fill row and column a of `sums`, from the diagonal on, with sums of `total` over the points of each cluster."""
-    flat = total.reshape(-1)
     for b in range(a, len(bounds) - 1):
         s = 0.0
         for j in range(bounds[b], bounds[b + 1]):
-            s += weights[j] * flat[j]
+            s += weights[j] * total[j]
         sums[a, b] = s
         sums[b, a] = s
 
@@ -180,7 +245,7 @@ def cluster_sums(start, stop, clusters, points, blocks, weights, bounds, sums):
             if b >= bounds[a] // LANES:
                 cluster_totals(b, b + 1, a, points, blocks, weights, bounds, total[r - start])
     for r in range(start, stop):
-        add_up_clusters(clusters[r], total[r - start], weights, bounds, sums)
+        add_up_cluster(clusters[r], total[r - start].reshape(-1), weights, bounds, sums)
 
 
 @kernel

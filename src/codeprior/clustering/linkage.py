@@ -8,24 +8,23 @@ import numpy as np
 
 from codeprior.errors import InputError
 
-from . import _kernels
 from ._duplicates import merge_duplicates
 from ._matrix import Clusters, SizeRule, merge_by_matrix
 from ._merges import MergeLog
+from ._near import merge_near
 from ._parallel import RowPool
 from ._search import Members, merge_by_search
+from ._sums import cluster_sums
 from .distance import check_vectors, check_weights
 
-# A tree over cluster means prunes in few dimensions only; beyond, all distances are computed at once.
+# A tree over cluster means prunes in few dimensions only; beyond, all pairs are looked at.
 TREE_DIMENSIONS = 16
 # Clusters left when the search hands over to a matrix: below, a round on the matrix costs less than the searches.
 MATRIX_CLUSTERS = 2048
 # Most clusters that a matrix is made for straight away: it takes 8 bytes for each pair of them, both ways.
 LARGEST_MATRIX = 20480
-# With more points than this the first round is made without a matrix.
-FIRST_ROUND_ABOVE = 16384
-# Distances that one call of a kernel may sum, a fraction of a second.
-DISTANCES_PER_CALL = 100_000_000
+# With more points than this, in many dimensions, the near ones are merged before there is a matrix.
+NEAR_ABOVE = 2048
 
 Metric = str | Callable[[np.ndarray, np.ndarray], np.ndarray]
 Progress = Callable[[int, int], None]
@@ -133,15 +132,17 @@ def average_linkage(
             members = Members(points, clusters.weights, np.arange(len(points) + 1))
             prunes = vectors.shape[1] <= TREE_DIMENSIONS
             stop_below = MATRIX_CLUSTERS if prunes else LARGEST_MATRIX
+            if not prunes and len(clusters) > NEAR_ABOVE:
+                left = merge_near(members, clusters, log, rule, pool, report)
+                if left is None:
+                    return log.linkage()
+                members, clusters = left
             if len(clusters) > stop_below:
                 left = merge_by_search(members, clusters, log, rule, pool, report, stop_below, prunes)
                 if left is None:
                     return log.linkage()
                 members, clusters = left
-            elif not prunes and len(clusters) > FIRST_ROUND_ABOVE:
-                members, clusters = _first_round(members, clusters, log, rule, pool)
-                report()
-            sums = _cluster_sums(members, pool)
+            sums = cluster_sums(members, pool, few_dimensions=prunes)
         else:
             clusters = _singletons(n_codes, weights)
             distances = _distance_matrix(vectors, metric) if callable(metric) else vectors
@@ -156,80 +157,6 @@ def _singletons(n_codes: int, weights: np.ndarray | None) -> Clusters:
         sizes=np.ones(n_codes, dtype=np.int64),
         weights=np.ones(n_codes) if weights is None else weights,
     )
-
-
-def _blocks(points: np.ndarray) -> np.ndarray:
-    """Return the points as `_kernels.block_sqdist` wants them: (blocks, E, LANES) in float64, the last one padded."""
-    lanes = _kernels.LANES
-    blocks = np.zeros((-(-len(points) // lanes), points.shape[1], lanes))
-    for b, block in enumerate(blocks):
-        rows = points[b * lanes : (b + 1) * lanes]
-        block[:, : len(rows)] = rows.T
-    return blocks
-
-
-def _padded(points: np.ndarray) -> np.ndarray:
-    """Return the points in float64, with zeros up to a dimension that the kernels divide evenly."""
-    return np.pad(points.astype(np.float64), ((0, 0), (0, -points.shape[1] % _kernels.TERMS)))
-
-
-def _first_round(
-    members: Members, clusters: Clusters, log: MergeLog, rule: SizeRule, pool: RowPool
-) -> tuple[Members, Clusters]:
-    """Merge all reciprocal nearest pairs of single points; return the clusters that may merge on.
-
-    Computing all distances twice, here and for the matrix of what is left, is cheaper than a matrix of all points,
-    because most of the cost of a matrix is its memory.
-    """
-    n = len(clusters)
-    nearest, distance = np.empty(n, dtype=np.int64), np.empty(n)
-    found = (nearest, distance)
-    chunk = max(2, min(128, DISTANCES_PER_CALL // 20 // n * 2))
-    pool.run(
-        _kernels.nearest_points, n, chunk, members.points, _blocks(members.points), clusters.sizes, rule.at_most, *found
-    )
-    partner = np.empty(n, dtype=np.int64)
-    _kernels.mutual_pairs(nearest, partner)
-    low = np.flatnonzero(partner > np.arange(n))
-    high = partner[low]
-    log.add(clusters.representatives[low], clusters.representatives[high], distance[low])
-    cluster = np.arange(n)
-    cluster[high] = low
-    clusters.sizes[low] += clusters.sizes[high]
-    weights = clusters.weights.copy()
-    weights[low] += weights[high]
-    keep = rule.may_merge(clusters.sizes)
-    keep[high] = False
-    order = np.argsort(cluster, kind="stable")
-    order = order[keep[cluster[order]]]
-    bounds = np.concatenate([[0], np.cumsum(np.bincount(cluster, minlength=n)[keep])])
-    return (
-        Members(members.points[order], members.weights[order], bounds),
-        Clusters(clusters.representatives[keep], clusters.sizes[keep], weights[keep]),
-    )
-
-
-def _cluster_sums(members: Members, pool: RowPool) -> np.ndarray:
-    """Return the (n, n) matrix of the sums over all pairs of two clusters of their distances times both weights."""
-    points, weights, bounds = _padded(members.points), members.weights, members.bounds
-    n, lanes = len(bounds) - 1, _kernels.LANES
-    blocks = _blocks(points)
-    sums = np.empty((n, n))
-    if n == len(points):
-        pool.run(_kernels.instance_matrix, n, lanes, points, blocks, weights, sums)
-    else:
-        # Ctrl-C waits for calls to end, so a large cluster is not left to one.
-        work = np.diff(bounds) * len(points)
-        small, large = np.flatnonzero(work <= DISTANCES_PER_CALL), np.flatnonzero(work > DISTANCES_PER_CALL)
-        chunk = max(1, int(DISTANCES_PER_CALL // max(1, work[small].max(initial=0))))
-        chunk = min(chunk, max(1, (1 << 19) // len(points)))  # and no more than stays in the cache
-        pool.run(_kernels.cluster_sums, len(small), chunk, small, points, blocks, weights, bounds, sums)
-        total = np.empty((len(blocks), lanes))
-        for a in large.tolist():
-            chunk = max(1, DISTANCES_PER_CALL // int(lanes * (bounds[a + 1] - bounds[a])))
-            pool.run(_kernels.cluster_totals, len(blocks), chunk, a, points, blocks, weights, bounds, total)
-            _kernels.add_up_clusters(a, total, weights, bounds, sums)
-    return sums
 
 
 def _distance_matrix(

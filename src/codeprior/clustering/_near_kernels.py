@@ -1,0 +1,151 @@
+# mypy: disallow-untyped-defs=False
+"""Compiled loops over the graph of near clusters; see `_near`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ._kernels import kernel, point_distance, tie_rounded
+
+
+@kernel
+def near_in_products(products, first_row, first_column, halves, low, high, excess, found):
+    """Append the pairs i < j whose product exceeds ``halves[i] + halves[j]``, and by how much; return their number.
+
+    ``products[r, k]`` belongs to row ``first_row + r`` and column ``first_column + k``. Nothing is written past the end
+    of `low`, `high` and `excess`: the number returned tells what room there must be.
+    """
+    n_columns = products.shape[1]
+    near = np.zeros((n_columns + 7) // 8 * 8, dtype=np.uint8)
+    eights = near.view(np.uint64)  # most of which hold nothing near
+    for r in range(len(products)):
+        i = first_row + r
+        row = products[r]
+        for k in range(n_columns):
+            near[k] = row[k] - halves[first_column + k] >= halves[i]
+        for eight in range(max(0, i + 1 - first_column) // 8, len(eights)):
+            if eights[eight]:
+                for k in range(8 * eight, 8 * eight + 8):
+                    if near[k] and first_column + k > i:
+                        if found < len(low):
+                            low[found] = i
+                            high[found] = first_column + k
+                            excess[found] = (row[k] - halves[first_column + k]) - halves[i]
+                        found += 1
+    return found
+
+
+@kernel
+def link(low, high, at_least, weights, begin, length, neighbour, total):
+    """Make the graph's rows from its pairs, whose distances are `at_least` so much; `length` starts at zero."""
+    for t in range(len(low)):
+        i, j = low[t], high[t]
+        value = -at_least[t] * (weights[i] * weights[j])
+        e = begin[i] + length[i]
+        neighbour[e] = j
+        total[e] = value
+        length[i] += 1
+        e = begin[j] + length[j]
+        neighbour[e] = i
+        total[e] = value
+        length[j] += 1
+
+
+@kernel
+def member_sum(grouped, a, b):
+    """Return the sum of w_i w_j |x_i - x_j| over the members of two clusters, the lower one's outermost.
+
+    `grouped` is (points, weights, order, bounds): the members of cluster a are ``order[bounds[a]:bounds[a + 1]]``.
+    """
+    points, weights, order, bounds = grouped
+    if a > b:
+        a, b = b, a
+    total = 0.0
+    for s in range(bounds[a], bounds[a + 1]):
+        i = order[s]
+        row = 0.0
+        for t in range(bounds[b], bounds[b + 1]):
+            j = order[t]
+            row += weights[j] * point_distance(points, i, j)
+        total += weights[i] * row
+    return total
+
+
+@kernel
+def nearest_in_rows(start, stop, graph, grouped, limit, weights, sizes, size_limit, nearest, distance):
+    """For the rows of the range: find the nearest cluster within `limit`; of several the first, which is the rule.
+
+    A total that is only known from below is made exact where it could be the smallest.
+    """
+    begin, length, neighbour, total = graph
+    for a in range(start, stop):
+        best, best_at = np.inf, -1
+        for known in (True, False):
+            for e in range(begin[a], begin[a] + length[a]):
+                c = neighbour[e]
+                if (total[e] >= 0.0) != known or (size_limit > 0 and sizes[a] + sizes[c] > size_limit):
+                    continue
+                if not known:
+                    if -total[e] > min(best, limit) * (weights[a] * weights[c]):
+                        continue
+                    total[e] = member_sum(grouped, a, c)
+                mean = tie_rounded(total[e] / (weights[a] * weights[c]))
+                if mean < best or (mean == best and c < best_at):
+                    best, best_at = mean, c
+        nearest[a] = best_at if best <= limit else -1
+        distance[a] = best
+
+
+@kernel
+def merge_near_rows(start, stop, old, new, place, old_weights, weights, first, second, reach):
+    """Make the rows of new clusters from those of the old clusters that they hold, without what is beyond `reach`.
+
+    `old` and `new` are graphs. New cluster a holds the old clusters ``first[a]`` and, unless it is -1, ``second[a]``;
+    ``place[c]`` is the new cluster of an old one, -1 if it merges no more. Parts that were not near are farther than
+    `reach`: with them a total is known from below. Sums of two pairs are added crosswise, so that both of their rows
+    hold the same to the last bit.
+    """
+    old_begin, old_length, old_neighbour, old_total = old
+    begin, length, neighbour, total = new
+    slot = np.full(len(first), -1, dtype=np.int32)  # of a new cluster: its place among those met in this row
+    met = np.empty(len(first), dtype=np.int32)
+    parts = np.empty((len(first), 4))
+    pair = np.empty(2, dtype=np.int64)
+    for a in range(start, stop):
+        pair[0], pair[1] = first[a], second[a]
+        n_met = 0
+        for p in range(2):
+            if pair[p] < 0:
+                continue
+            for e in range(old_begin[pair[p]], old_begin[pair[p]] + old_length[pair[p]]):
+                c = place[old_neighbour[e]]
+                if c < 0 or c == a:
+                    continue
+                if slot[c] < 0:
+                    slot[c] = n_met
+                    met[n_met] = c
+                    parts[n_met, :] = np.inf
+                    n_met += 1
+                parts[slot[c], 2 * p + (first[c] != old_neighbour[e])] = old_total[e]
+        e = begin[a]
+        for t in range(n_met):
+            c = met[t]
+            slot[c] = -1
+            exact = True
+            for p in range(2):
+                for q in range(2):
+                    other = first[c] if q == 0 else second[c]
+                    if pair[p] < 0 or other < 0:
+                        parts[t, 2 * p + q] = 0.0
+                    elif parts[t, 2 * p + q] == np.inf:
+                        parts[t, 2 * p + q] = reach * (old_weights[pair[p]] * old_weights[other])
+                        exact = False
+                    elif parts[t, 2 * p + q] < 0.0:
+                        parts[t, 2 * p + q] = -parts[t, 2 * p + q]
+                        exact = False
+            value = (parts[t, 0] + parts[t, 3]) + (parts[t, 1] + parts[t, 2])
+            if value <= reach * (weights[a] * weights[c]):
+                neighbour[e] = c
+                total[e] = value if exact else -value
+                e += 1
+        length[a] = e - begin[a]
