@@ -91,6 +91,7 @@ ROWS = {
     "262k-8-half": Row("clustered", 262144, 8, 131072, "cKDTree", 3, 300 * MB),
     "262k-8-complete": Row("clustered", 262144, 8, 1, "cKDTree", 20, 1000 * MB),
     "1M-8-half": Row("clustered", 1048576, 8, 524288, "none"),
+    "262k-256-half": Row("spherical", 262144, 256, 131072, "none", repeats=1),
 }
 
 

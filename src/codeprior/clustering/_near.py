@@ -47,6 +47,8 @@ def merge_near(
     graph, used = _Graph.of_pairs(pairs, instance_weights), None
     order, bounds = np.arange(len(points)), members.bounds
     stages = np.quantile(pairs.at_least, STAGES).tolist()
+    if log.wanted < log.n_codes - 1:  # a cut may lie within reach; what is left of a complete tree is for the matrix
+        stages.append(pairs.reach)
     while stages:
         reach = min(pairs.reach, log.bound() * (1 + SLACK))
         limit = min(stages[0], reach)
