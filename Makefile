@@ -1,5 +1,5 @@
 # make demo, make test: the environment is made on first use. make test-slow: tests of more than ten seconds.
-# make check: format, lint, types. make bench: measurements.
+# make check: format, lint, types. make bench: measurements; LLAMAGEN=<a copy of its repository> to measure beside it.
 # Where $(PYTHON) can already import torch, its environment is used as it is; otherwise .venv is made.
 # CPU-only torch, gigabytes smaller: make demo TORCH_INDEX_URL=<the CPU index from PyTorch's install page>
 
@@ -28,6 +28,7 @@ check: .installed-lint
 
 bench: .installed-bench
 	$(RUN) benchmarks/bench_linkage.py $(BENCH_ARGS)
+	$(RUN) benchmarks/bench_encoding.py $(if $(LLAMAGEN),--original $(LLAMAGEN))
 	$(RUN) benchmarks/table.py
 
 # Torch first and alone: a looser requirement would pull gigabytes of CUDA packages onto a machine that has a CPU wheel.

@@ -37,6 +37,7 @@ ORDER = [
     "parts",
     "codes",
     "layouts",
+    "exchange",
     "verify",
     "extract",
     "model",

@@ -166,6 +166,7 @@ def test_a_bad_image_is_refused_when_it_is_met(tokenizer_folder, tmp_path):
     (tmp_path / "data" / "a" / "1.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"a/1\.png is not a readable image .* use --bad-images skip"):
         encode(config_for(tokenizer_folder, tmp_path / "codes", data=str(tmp_path / "data")))
+    assert not (tmp_path / "codes").exists()
     (tmp_path / "data" / "a" / "0.png").write_bytes(b"")
     config = config_for(tokenizer_folder, tmp_path / "none", data=str(tmp_path / "data"), bad_images="skip")
     with pytest.raises(InputError, match="none of the 2 images can be read"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ SKIPPED = "skipped.txt"
 _PARTS = "parts"
 _ROWS_COUNTED_AT_ONCE = 65536
 # Pixels a forward pass: on a CPU larger activations leave the caches, on a GPU these fill it (128 images of 256 x 256).
-_PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**23}
+_PIXELS_AT_ONCE = {"cpu": 2**16, "cuda": 2**23}
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,10 +122,10 @@ def encode(config: EncodeConfig) -> dict[str, Any]:
 
             def batches(run: range) -> Iterator[Rows]:
                 for views, bad in _read_ahead(read, run, group):
-                    yield _encode_views(tokenizer, views, batch_size, device), bad
+                    yield encode_views(tokenizer, views, batch_size, device), bad
 
             writer.write(workspace, len(images), group, batches, "encode")
-            writer.finish(workspace, images.labels, images.class_names, images.skipped)
+            writer.finish(workspace, lambda: images.labels, images.class_names, images.skipped)
         return {"output": str(config.output), **writer.results(workspace)}
 
 
@@ -185,19 +185,29 @@ class StoreWriter:
                 pass
 
     def finish(
-        self, workspace: Workspace, labels: np.ndarray, class_names: tuple[str, ...], skipped: list[str]
+        self,
+        workspace: Workspace,
+        read_labels: Callable[[], np.ndarray],
+        class_names: Sequence[str] | None,
+        skipped: Sequence[str] = (),
     ) -> None:
-        """Join the parts, sign the store, if nothing is missing and no other process has done it."""
+        """Join the parts and sign the store, if nothing is missing and no other process has done it.
+
+        `read_labels()` gives the classes of all images; without names, they are numbered.
+        """
         with workspace.alone():
-            if workspace.complete or self.parts.missing(range(len(labels))):
+            if workspace.complete or self.parts.missing(range(self.parts.n_items)):
                 return
-            bad = self.parts.bad()
+            bad, labels = self.parts.bad(), read_labels()
             if len(bad) == len(labels):
                 raise InputError(f"none of the {len(labels)} images can be read")
+            names = tuple(class_names or map(str, range(int(labels.max()) + 1)))
+            if labels.max() >= len(names):
+                raise InputError(f"there is a class {labels.max()}, but only {len(names)} class names")
             codes = self.parts.assemble(workspace.path(CODES))
             np.save(workspace.path(LABELS), np.delete(labels, list(bad)))
-            write_json(workspace.path(META), {"class_names": class_names, **self.meta, "missing": list(bad)})
-            skipped = skipped + list(bad.values())
+            write_json(workspace.path(META), {"class_names": names, **self.meta, "missing": list(bad)})
+            skipped = [*skipped, *bad.values()]
             if skipped:
                 workspace.path(SKIPPED).write_text("\n".join(skipped) + "\n")
             usage = count_codes(codes, self.codebook_size)
@@ -251,7 +261,7 @@ def _read_ahead(
                 coming.append(pool.submit(read, following))
 
 
-def _encode_views(tokenizer: Tokenizer, views: np.ndarray, batch_size: int, device: torch.device) -> np.ndarray:
+def encode_views(tokenizer: Tokenizer, views: np.ndarray, batch_size: int, device: torch.device) -> np.ndarray:
     """Views (n, A, S, S, 3) -> codes (n, A, T)."""
     if not len(views):
         return np.empty((0, views.shape[1], 0))

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from codeprior import embedded
-from codeprior.artifact import digest_array, digest_bytes, digest_json
+from codeprior.artifact import digest_array, digest_json, digest_sampled
 from codeprior.crops import all_views, centre_crop
 from codeprior.errors import InputError
 from codeprior.machine import available_threads
@@ -29,7 +29,7 @@ from codeprior.progress import track
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _HELD_IN_MEMORY_BYTES = 2 * 2**30
 _CHECKED_AT_ONCE = 256
-_DIGESTED_BLOCKS, _DIGESTED_BYTES = 64, 2**20
+_FILES_DIGESTED = 64
 _THREADED_SIDE = 128  # smaller images are read faster than threads are started
 _SHARD = re.compile(r"(.+)-\d+-of-\d+")
 
@@ -145,8 +145,8 @@ def _open_folder(root: Path, bad_images: str) -> ImageSet:
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(found) for found in files])
     names = [name for found in files for name, _ in found]
     sizes = [size for found in files for _, size in found]
-    sample = np.unique(np.linspace(0, len(names) - 1, _DIGESTED_BLOCKS).round().astype(np.int64))
-    digest = digest_json([names, sizes, [_digest_sampled(root / names[index]) for index in sample]])
+    sample = np.unique(np.linspace(0, len(names) - 1, _FILES_DIGESTED).round().astype(np.int64))
+    digest = digest_json([names, sizes, [digest_sampled(root / names[index]) for index in sample]])
 
     def open_file(index: int) -> Image.Image:
         return _decode(root / names[index], names[index])
@@ -231,7 +231,7 @@ def _open_parquet(path: Path, files: list[Path]) -> ImageSet:
         return _decode(encoded or b"", f"{path.name} row {index}")
 
     names = _feature_names(tables[0].schema_arrow.metadata)
-    digest = digest_json([_digest_sampled(file) for file in files])
+    digest = digest_json([digest_sampled(file) for file in files])
     return ImageSet(path.stem, digest, *_check_labels(labels, len(labels), names, path), open_row)
 
 
@@ -259,7 +259,7 @@ def _open_npz(path: Path) -> ImageSet:
         raise InputError(f"arr_0 of {path} must be uint8 (N, H, W, 1 or 3), got {pixels.dtype} {pixels.shape}")
     squares = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
     labels, class_names = _check_labels(np.array(labels), len(pixels), (), path)
-    digest = _digest_sampled(path)
+    digest = digest_sampled(path)
     return ImageSet(path.stem, digest, labels, class_names, lambda index: Image.fromarray(squares[index]))
 
 
@@ -285,19 +285,6 @@ def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
         if 0 in shape:
             return np.empty(shape, dtype, order)
         return np.memmap(path, dtype=dtype, mode="r", offset=file.tell(), shape=shape, order=order)
-
-
-def _digest_sampled(path: Path) -> str:
-    """Digest of a file's bytes, or, above 64 MiB, of its size and 64 blocks of 1 MiB evenly spaced, ends included."""
-    size = path.stat().st_size
-    n_blocks = min(_DIGESTED_BLOCKS, -(-size // _DIGESTED_BYTES))
-    last = max(0, size - _DIGESTED_BYTES)
-    blocks = [str(size).encode()]
-    with open(path, "rb") as file:
-        for number in range(n_blocks):
-            file.seek(last * number // max(1, n_blocks - 1))
-            blocks.append(file.read(_DIGESTED_BYTES))
-    return digest_bytes(*blocks)
 
 
 def _check_labels(

@@ -7,6 +7,7 @@ when, or with how many processes the work was begun before.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -45,7 +46,6 @@ class Parts:
         self.n_items = n_items
         self.shape = shape
         self.dtype = dtype
-        folder.mkdir(exist_ok=True)
 
     def missing(self, share: range) -> list[range]:
         """The runs of a share that no record covers, in order."""
@@ -65,6 +65,16 @@ class Parts:
 
         A batch is recorded when it has reached the disk, at most every two seconds; `on_record` is then called.
         """
+        self.folder.mkdir(exist_ok=True)
+        try:
+            yield from self._append(run, batches, on_record)
+        finally:
+            if not self._record(run.start).exists():  # it ended before anything was recorded: leave nothing
+                self._path(run.start).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # there are other parts
+                    self.folder.rmdir()
+
+    def _append(self, run: range, batches: Iterable[Rows], on_record: Callable[[], None]) -> Iterator[int]:
         bad: dict[int, str] = {}
         position, recorded = run.start, time.monotonic()
         with open(self._path(run.start), "wb") as file:

@@ -8,7 +8,14 @@ from codeprior.config.base import NOT_IDENTITY, ImagesConfig, MakeConfig, VerbCo
 from codeprior.config.judgement import EvaluateConfig, TrainClassifierConfig
 from codeprior.config.prior import ExtractConfig, InspectConfig
 from codeprior.config.sampling import SampleConfig
-from codeprior.config.tokenizer import EncodeConfig, ReconstructConfig, TrainTokenizerConfig
+from codeprior.config.tokenizer import (
+    EncodeConfig,
+    ExportCodesConfig,
+    ImportCodesConfig,
+    ReconstructConfig,
+    TrainTokenizerConfig,
+    VerifyCodesConfig,
+)
 from codeprior.config.training import TrainConfig
 from codeprior.config.whole import DemoConfig, DoctorConfig, ReportConfig
 
@@ -18,8 +25,10 @@ __all__ = [
     "DoctorConfig",
     "EncodeConfig",
     "EvaluateConfig",
+    "ExportCodesConfig",
     "ExtractConfig",
     "ImagesConfig",
+    "ImportCodesConfig",
     "InspectConfig",
     "MakeConfig",
     "ReconstructConfig",
@@ -29,5 +38,6 @@ __all__ = [
     "TrainConfig",
     "TrainTokenizerConfig",
     "VerbConfig",
+    "VerifyCodesConfig",
     "Views",
 ]

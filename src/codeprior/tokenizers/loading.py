@@ -69,6 +69,8 @@ def load_tokenizer(folder: Path | str, device: torch.device | str = "cpu") -> To
     load_weights(tokenizer.model, manifest.path(WEIGHTS))
     target = resolve_device(device) if isinstance(device, str) else device
     tokenizer.model.eval().requires_grad_(False).to(target)
+    if target.type == "cpu":  # convolutions of large images take two thirds of the time in this order of memory
+        tokenizer.model.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return tokenizer
 
 
