@@ -113,3 +113,18 @@ def labels_of(Z, n_codes, n_clusters):
     for number, members in enumerate(sorted(label.values(), key=min)):
         labels[members] = number
     return labels
+
+
+def cluster_logits(logits, token_to_cluster, form):
+    """Each cluster's logit from the logits (..., V) of its tokens: IAR's mean, or log of the sum or mean of exp."""
+    columns = []
+    for cluster in range(token_to_cluster.max() + 1):
+        members = logits[..., token_to_cluster == cluster]
+        if form == "mean":
+            columns.append(members.mean(axis=-1))
+        else:
+            largest = members.max(axis=-1, keepdims=True)
+            exponentials = np.exp(members - largest)
+            reduced = exponentials.sum(axis=-1) if form == "logsumexp" else exponentials.mean(axis=-1)
+            columns.append(np.log(reduced) + largest[..., 0])
+    return np.stack(columns, axis=-1)

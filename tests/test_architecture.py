@@ -42,6 +42,7 @@ ORDER = [
     "extract",
     "model",
     "losses",
+    "objectives",
     "checkpoint",
     "train",
     "generate",

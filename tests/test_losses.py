@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 import torch
 
-from codeprior.losses import cross_entropy_nats, token_nats
+import naive
+from codeprior import losses
+from codeprior.losses import (
+    cluster_cross_entropy_nats,
+    cluster_logits,
+    cross_entropy_nats,
+    iar_nats,
+    projected,
+    token_nats,
+)
 
 
 @pytest.fixture
@@ -31,3 +40,118 @@ def test_token_nats_is_the_likelihood_of_tokens_under_a_uniform_pick(logits):
 def test_clusters_of_one_are_tokens(logits):
     targets = torch.tensor([[0, 1, 2], [3, 0, 1]])
     assert token_nats(logits, targets, torch.zeros(4)) == cross_entropy_nats(logits, targets)
+
+
+FORMS = ("logsumexp", "mean", "logmeanexp")
+
+
+def with_gradient(loss, *tensors):
+    """The loss and its gradients with respect to the tensors, in the tensors' precision."""
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    nats = loss(*leaves)
+    return nats.detach(), *torch.autograd.grad(nats, leaves)
+
+
+@pytest.fixture(params=["unequal", "equal", "single"])
+def token_to_cluster(request) -> torch.Tensor:
+    labels = {"unequal": [0, 2, 2, 1, 2, 0, 2, 2, 3, 2, 1, 2], "equal": [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]}
+    return torch.tensor(labels.get(request.param, list(range(12))))
+
+
+@pytest.fixture
+def problem() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    logits = 3 * torch.randn(2, 5, 12, generator=generator)
+    logits[0, 0, 3] = 200.0  # one that overflows where it is not subtracted
+    return logits, torch.randint(12, (2, 5), generator=generator)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_cluster_logits_equal_their_definition(problem, token_to_cluster, form):
+    expected = naive.cluster_logits(problem[0].double().numpy(), token_to_cluster.numpy(), form)
+    np.testing.assert_allclose(cluster_logits(problem[0], token_to_cluster, form), expected, rtol=2e-6, atol=2e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("weight", [0.0, 0.3, 2.0])
+def test_iar_and_its_gradient_equal_their_definition(problem, token_to_cluster, form, weight):
+    logits, targets = problem
+
+    def definition(x):  # in float64, from cluster logits made one by one
+        clusters = [x[..., token_to_cluster == c] for c in range(int(token_to_cluster.max()) + 1)]
+        means = {"logsumexp": lambda c: c.logsumexp(-1), "mean": lambda c: c.mean(-1)}
+        means["logmeanexp"] = lambda c: c.logsumexp(-1) - np.log(c.shape[-1])
+        y = torch.stack([means[form](c) for c in clusters], dim=-1)
+        token = -x.log_softmax(-1).gather(-1, targets[..., None]).mean()
+        return token - weight * y.log_softmax(-1).gather(-1, token_to_cluster[targets][..., None]).mean()
+
+    expected = with_gradient(definition, logits.double())
+    given = with_gradient(lambda x: iar_nats(x, targets, token_to_cluster, weight=weight, form=form), logits)
+    for one, other in zip(given, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-6)
+
+
+def test_cluster_log_sum_exp_is_the_probability_of_the_cluster(problem, token_to_cluster):
+    logits, targets = problem
+    p = logits.double().softmax(-1)
+    inside = token_to_cluster == token_to_cluster[targets][..., None]
+    expected = -(p * inside).sum(-1).log().mean()
+    nats = cluster_cross_entropy_nats(logits, targets, token_to_cluster)
+    torch.testing.assert_close(nats.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_equal_blocks_are_iars_own_reshape(problem):
+    logits, targets = problem
+    blocks = logits.unflatten(-1, (4, 3)).logsumexp(-1)
+    expected = cross_entropy_nats(blocks, targets // 3)
+    nats = cluster_cross_entropy_nats(logits, targets, torch.arange(12) // 3)
+    torch.testing.assert_close(nats, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_member_of_a_larger_cluster_gets_a_smaller_gradient_of_the_mean_logit_and_its_share_of_log_sum_exp():
+    token_to_cluster = torch.tensor([0] * 8 + [1] * 2)
+    logits = torch.randn(1, 10, generator=torch.Generator().manual_seed(2))
+    for form in ("mean", "logsumexp"):
+
+        def nats(x, form=form):
+            return cluster_cross_entropy_nats(x, torch.tensor([0]), token_to_cluster, form)
+
+        gradient = with_gradient(nats, logits)[1][0]
+        p = cluster_logits(logits, token_to_cluster, form).softmax(-1)[0, 0]
+        share = logits[0, :8].softmax(-1) if form == "logsumexp" else torch.full((8,), 1 / 8)
+        torch.testing.assert_close(gradient[:8], (p - 1) * share)
+
+
+@pytest.mark.parametrize("at_once", [1, 36, 1 << 24])
+def test_projected_in_chunks_equals_the_whole(problem, token_to_cluster, at_once, monkeypatch):
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", at_once)
+    generator = torch.Generator().manual_seed(3)
+    hidden, projection = torch.randn(2, 5, 6, generator=generator), torch.randn(12, 6, generator=generator)
+    targets = problem[1]
+
+    def loss(logits, targets):
+        return iar_nats(logits, targets, token_to_cluster)
+
+    whole = with_gradient(lambda h, w: 3 * loss((h @ w.T).flatten(0, 1), targets.flatten()), hidden, projection)
+    chunked = with_gradient(lambda h, w: 3 * projected(loss, h, w, targets), hidden, projection)
+    for one, other in zip(chunked, whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_projected_under_autocast_keeps_the_loss_in_float32():
+    generator = torch.Generator().manual_seed(4)
+    hidden, projection = torch.randn(40, 16, generator=generator), torch.randn(8, 16, generator=generator)
+    targets = torch.arange(40) % 8
+    exact = with_gradient(lambda h, w: projected(cross_entropy_nats, h, w, targets), hidden, projection)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = with_gradient(lambda h, w: projected(cross_entropy_nats, h, w, targets), hidden, projection)
+    for one, other in zip(rounded, exact, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.02)  # bfloat16 has eight bits
+
+
+def test_projected_needs_no_gradient():
+    hidden, projection = torch.randn(3, 4), torch.randn(5, 4)
+    with torch.no_grad():
+        nats = projected(cross_entropy_nats, hidden, projection, torch.tensor([0, 1, 2]))
+    torch.testing.assert_close(nats, cross_entropy_nats(hidden @ projection.T, torch.tensor([0, 1, 2])))

@@ -12,11 +12,12 @@ import codeprior.train
 from codeprior.artifact import short
 from codeprior.checkpoint import load_checkpoint
 from codeprior.cli import main
-from codeprior.codes import CodeStore, encode
+from codeprior.codes import CodeStore, encode, unigram_entropy_nats
 from codeprior.config import EncodeConfig, TrainConfig
 from codeprior.errors import InputError
+from codeprior.objectives import skew_warning
 from codeprior.prior import CodebookPrior
-from codeprior.train import Vocabulary, batch_rows, learning_rate, train, with_usage
+from codeprior.train import batch_rows, learning_rate, train, with_usage
 from tiny import make_tokenizer
 
 STEPS = 25
@@ -177,10 +178,41 @@ def test_learning_rate_rises_stays_and_falls(tiny):
     np.testing.assert_allclose(rates[80:], np.arange(20, 0, -1) / 20)
 
 
-def test_plain_tokens_are_clusters_of_one():
-    vocabulary = Vocabulary.of(5, None)
-    assert np.array_equal(vocabulary.token_to_cluster, np.arange(5))
-    assert not vocabulary.log_sizes.any()
+def test_iar_trains_a_model_of_tokens_with_a_prior(tiny, tmp_path):
+    config = settings(tiny, tmp_path / "gpt", steps=40, dropout=0.0, prior=tiny / "prior.safetensors", objective="iar")
+    results = train(config)
+    first = metrics(tmp_path / "gpt")[0]["train_loss_nats"]
+    assert results["train_loss_nats"] < first - 0.5
+    unigram = unigram_entropy_nats(CodeStore.open(tiny / "codes").usage())
+    assert results["heldout_nats_per_token"] < unigram
+    assert (results["objective"], results["vocab_size"]) == ("iar", 32)
+    checkpoint = load_checkpoint(tmp_path / "gpt")
+    assert checkpoint.config.objective == "token"  # it samples like any model of tokens
+    assert checkpoint.prior is None
+
+
+def test_iar_without_weight_is_the_plain_objective(tiny, tmp_path, uninterrupted):
+    config = settings(tiny, tmp_path / "gpt", prior=tiny / "prior.safetensors", objective="iar", iar_weight=0.0)
+    results = train(config)
+    expected = uninterrupted[1]["heldout_nats_per_token"]
+    assert results["heldout_nats_per_token"] == pytest.approx(expected, abs=1e-4)  # sums in another order
+
+
+@pytest.mark.parametrize(("objective", "with_prior"), [("token", True), ("cluster", False), ("iar", False)])
+def test_an_objective_and_a_prior_that_do_not_go_together(tiny, tmp_path, objective, with_prior):
+    prior = tiny / "prior.safetensors" if with_prior else None
+    with pytest.raises(InputError, match=f"objective {objective} .* prior"):
+        train(settings(tiny, tmp_path / "gpt", objective=objective, prior=prior))
+    assert not (tmp_path / "gpt").exists()
+
+
+def test_skewed_clusters_are_named_where_their_mean_logit_is_trained():
+    labels = np.array([0] * 20 + [1, 2, 3])
+    prior = CodebookPrior(labels, "sha256:" + "0" * 64, "dcpe")
+    assert skew_warning("iar", "mean", prior) is None  # 3.5 times the mean
+    skewed = CodebookPrior(np.array([0] * 40 + list(range(1, 8))), "sha256:" + "0" * 64, "dcpe")
+    assert "40 tokens, 7 times the mean" in (skew_warning("iar", "mean", skewed) or "")
+    assert skew_warning("iar", "logsumexp", skewed) is None
 
 
 def test_what_training_never_held_is_never_picked():

@@ -1,17 +1,27 @@
-"""Losses of a transformer over codes: functions of tensors, in nats.
+"""Losses of a transformer over codes: functions of tensors, in nats, for this package's loop or anybody else's.
 
-Shapes: B batch, T tokens, V vocabulary, G clusters.
+Shapes: N positions (any leading shape), V vocabulary of tokens, G clusters, D width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+ClusterForm = Literal["logsumexp", "mean", "logmeanexp"]
+
+# Logits that are held at a time by `projected`, 64 MB in float32.
+LOGITS_AT_ONCE = 1 << 24
 
 
 def cross_entropy_nats(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean of -log p(target): logits (B, T, V) float32, targets (B, T) int64; a scalar, nats per token."""
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    """Mean of -log p(target): logits (..., V) float32, targets (...) int64; a scalar, nats per token."""
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
 
 
 def token_nats(logits: Tensor, targets: Tensor, log_sizes: Tensor) -> Tensor:
@@ -35,3 +45,176 @@ def token_nats(logits: Tensor, targets: Tensor, log_sizes: Tensor) -> Tensor:
         Nats per token.
     """
     return cross_entropy_nats(logits, targets) + log_sizes[targets].mean()
+
+
+def cluster_logits(logits: Tensor, token_to_cluster: Tensor, form: ClusterForm = "logsumexp") -> Tensor:
+    """Logits of the clusters from those of their tokens.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (..., V), float32
+    token_to_cluster : Tensor of shape (V,), int64
+        Cluster of each token, 0 to G - 1, none empty; sizes may differ.
+    form : {"logsumexp", "mean", "logmeanexp"}
+        "logsumexp": log of the sum of exp: their softmax is the model's own probability of each cluster, whatever the
+        partition. "mean": the mean logit, as IAR's paper writes it: not a probability of the model, and a token's
+        gradient shrinks with the size of its cluster. "logmeanexp": log of the mean of exp, which takes no notice of
+        sizes: a model without preference among tokens has none among clusters.
+
+    Returns
+    -------
+    Tensor of shape (..., G), float32
+
+    References
+    ----------
+    IAR, arXiv:2501.00880, Sec. 3.3 (mean); its published code uses log-sum-exp over equal blocks.
+    """
+    sizes = token_to_cluster.bincount()
+    sums = logits.new_zeros(*logits.shape[:-1], len(sizes))
+    if form == "mean":
+        return sums.index_add(-1, token_to_cluster, logits) / sizes
+    index = token_to_cluster.expand_as(logits)
+    largest = torch.full_like(sums, -torch.inf).scatter_reduce(-1, index, logits.detach(), "amax")
+    logs = sums.index_add(-1, token_to_cluster, (logits - largest[..., token_to_cluster]).exp()).log() + largest
+    return logs if form == "logsumexp" else logs - sizes.log()
+
+
+def cluster_cross_entropy_nats(
+    logits: Tensor, targets: Tensor, token_to_cluster: Tensor, form: ClusterForm = "logsumexp"
+) -> Tensor:
+    """Mean of -log p(cluster of the target): a scalar, nats per token.
+
+    With "logsumexp" p is the model's own, and only the members of the targets' clusters are looked at: log-sum-exp over
+    all tokens less that over the members; time and memory are those of N times the mean size of a target's cluster.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (..., V), float32
+    targets : Tensor of shape (...), int64
+        Tokens.
+    token_to_cluster, form
+        As `cluster_logits`.
+    """
+    if form != "logsumexp":
+        return cross_entropy_nats(cluster_logits(logits, token_to_cluster, form), token_to_cluster[targets])
+    nats: Tensor = _TokenAndCluster.apply(logits.flatten(0, -2), targets.flatten(), token_to_cluster, 0.0, 1.0)
+    return nats
+
+
+def iar_nats(
+    logits: Tensor,
+    targets: Tensor,
+    token_to_cluster: Tensor,
+    *,
+    weight: float = 1.0,
+    form: ClusterForm = "logsumexp",
+) -> Tensor:
+    """IAR's loss: -log p(target) + weight * -log p(cluster of the target), means over positions; a scalar.
+
+    Arguments as `cluster_cross_entropy_nats`. In another trainer it stands where the cross-entropy stood, see
+    examples/iar_in_your_trainer.py.
+
+    References
+    ----------
+    IAR, arXiv:2501.00880, Eq. 5-6.
+    """
+    if form == "logsumexp":
+        nats: Tensor = _TokenAndCluster.apply(logits.flatten(0, -2), targets.flatten(), token_to_cluster, 1.0, weight)
+        return nats
+    cluster = cluster_cross_entropy_nats(logits, targets, token_to_cluster, form)
+    return cross_entropy_nats(logits, targets) + weight * cluster
+
+
+def _members_of(clusters: Tensor, token_to_cluster: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens of each of N clusters, one after the other: places in the N rows, and tokens, int64 both."""
+    members = token_to_cluster.argsort(stable=True)
+    sizes = token_to_cluster.bincount()
+    lengths = sizes[clusters]
+    row = torch.arange(len(clusters), device=clusters.device).repeat_interleave(lengths)
+    first = (sizes.cumsum(0) - sizes)[clusters] - (lengths.cumsum(0) - lengths)
+    return row, members[first[row] + torch.arange(len(row), device=row.device)]
+
+
+class _TokenAndCluster(torch.autograd.Function):
+    """a * -log p(token) + b * -log p(its cluster), one log-sum-exp for both; logits (N, V).
+
+    Its gradient is (a + b) softmax(logits), less a at the token, less b times the softmax among its cluster's members.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, token_to_cluster: Tensor, a: float, b: float) -> Tensor:
+        row, member = _members_of(token_to_cluster[targets], token_to_cluster)
+        values = logits[row, member]
+        largest = logits.new_full((len(logits),), -torch.inf).scatter_reduce(0, row, values, "amax")
+        inside = logits.new_zeros(len(logits)).index_add(0, row, (values - largest[row]).exp()).log() + largest
+        everything = logits.logsumexp(-1)
+        chosen = logits.gather(-1, targets[:, None])[:, 0]
+        ctx.save_for_backward(logits, targets, everything, row, member, (values - inside[row]).exp())
+        ctx.weights = (a, b)
+        return ((a + b) * everything - a * chosen - b * inside).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        logits, targets, everything, row, member, share = ctx.saved_tensors
+        a, b = ctx.weights
+        out = (logits - everything[:, None]).exp_().mul_(a + b)
+        out[row, member] -= b * share
+        out[torch.arange(len(targets), device=targets.device), targets] -= a
+        return out.mul_(grad / len(targets)), None, None, None, None
+
+
+def projected(loss: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, projection: Tensor, targets: Tensor) -> Tensor:
+    """``loss(hidden @ projection.T, targets)`` without ever holding all of the logits.
+
+    Chunk by chunk, logits are made, and where gradients are wanted also theirs, at once: nothing is made twice, and
+    memory for logits does not grow with the batch.
+
+    Parameters
+    ----------
+    loss : callable
+        Of logits (n, V) float32 and targets (n,): the mean over the positions, a scalar.
+    hidden : Tensor of shape (..., D)
+    projection : Tensor of shape (V, D)
+        Under autocast the products are made in its precision, and the logits and the loss in float32.
+    targets : Tensor of shape (...), int64
+
+    Returns
+    -------
+    scalar Tensor, float32
+    """
+    result: Tensor = _Projected.apply(loss, hidden.flatten(0, -2), projection, targets.flatten())
+    return result
+
+
+class _Projected(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: Callable[..., Tensor], hidden: Tensor, projection: Tensor, targets: Tensor) -> Tensor:
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else projection.dtype
+        narrow, weights = hidden.detach().to(dtype), projection.detach().to(dtype)
+        wanted = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        hidden_grad = torch.empty_like(narrow) if wanted else None
+        projection_grad = torch.zeros_like(projection) if wanted else None
+        chunk = max(1, LOGITS_AT_ONCE // len(weights))
+        total = torch.zeros((), device=hidden.device)
+        with torch.autocast(device, enabled=False):
+            for start in range(0, len(targets), chunk):
+                rows = slice(start, start + chunk)
+                logits = (narrow[rows] @ weights.T).float().requires_grad_(wanted)
+                with torch.set_grad_enabled(wanted):
+                    nats = loss(logits, targets[rows]) * (len(logits) / len(targets))
+                total += nats.detach()
+                if hidden_grad is not None and projection_grad is not None:
+                    (grad,) = torch.autograd.grad(nats, logits)
+                    grad = grad.to(dtype)
+                    hidden_grad[rows] = grad @ weights
+                    projection_grad += grad.T @ narrow[rows]
+        ctx.save_for_backward(hidden_grad, projection_grad)
+        ctx.hidden_dtype = hidden.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor, None]:
+        hidden_grad, projection_grad = ctx.saved_tensors
+        return None, (hidden_grad * grads[0]).to(ctx.hidden_dtype), projection_grad * grads[0], None

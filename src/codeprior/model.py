@@ -233,8 +233,8 @@ class Transformer(nn.Module):
         """Vectors (B, 1 + T', D) of classes (B,) and the first T' tokens (B, T'); T' may be 0."""
         return torch.cat([self.cls_embedding(classes)[:, None], self.tok_embeddings(tokens)], dim=1)
 
-    def logits(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits (B, S, V), float32, of vectors x (B, S, D) which follow what the cache holds.
+    def states(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        """What `output` projects to logits, (B, S, D), of vectors x (B, S, D) which follow what the cache holds.
 
         A cache is extended by the S positions; more than one at a time only into an empty one.
         """
@@ -247,7 +247,11 @@ class Transformer(nn.Module):
             x = layer(x, table, cache)
         if cache is not None:
             cache.length += x.shape[1]
-        return self.output(self.norm(x)).float()
+        return self.norm(x)
+
+    def logits(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits (B, S, V), float32; as `states`."""
+        return self.output(self.states(x, cache)).float()
 
     def forward(self, classes: Tensor, tokens: Tensor) -> Tensor:
         """Teacher-forced logits.

@@ -1,4 +1,4 @@
-"""The verb `train`: a class-conditional transformer on the codes of images, or on the clusters of a prior.
+"""The verb `train`: a class-conditional transformer on the codes of images, with a prior or without.
 
 Whatever is random in a step is drawn from (seed, purpose, step or epoch), so there is no random state to keep, and
 variants of equal seeds see the same images, views and dropped classes. A resumed run is the uninterrupted one: bit for
@@ -27,8 +27,8 @@ from codeprior.codes import CodeStore
 from codeprior.config import TrainConfig
 from codeprior.device import resolve_device, resolve_precision
 from codeprior.errors import InputError
-from codeprior.losses import cross_entropy_nats, token_nats
 from codeprior.model import Transformer, model_config
+from codeprior.objectives import Objective, resolve_objective, skew_warning
 from codeprior.prior import CodebookPrior
 from codeprior.progress import track
 from codeprior.runlog import METRICS, MetricsLog
@@ -52,6 +52,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     heldout = None if config.heldout_codes is None else CodeStore.open(config.heldout_codes)
     prior = None if config.prior is None else CodebookPrior.load(config.prior)
     _check_inputs(codes, heldout, prior)
+    config = replace(config, objective=resolve_objective(config.objective, prior))
     named = {"codes": codes, "heldout_codes": heldout, "prior": prior}
     with Workspace(
         config.output,
@@ -63,28 +64,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
         if not workspace.complete:
             _Run(config, workspace, device, codes, heldout, prior).finish()
         assert workspace.manifest is not None
-        return {"output": str(config.output), **workspace.manifest.results}
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What is predicted in place of tokens; plain tokens are clusters of one."""
-
-    token_to_cluster: np.ndarray
-    """(V,) int64."""
-    log_sizes: np.ndarray
-    """(G,) float32: log of the number of tokens that may be picked from each cluster."""
-
-    @classmethod
-    def of(cls, codebook_size: int, prior: CodebookPrior | None) -> Vocabulary:
-        """The clusters of a prior, or the tokens themselves."""
-        if prior is None:
-            return cls(np.arange(codebook_size), np.zeros(codebook_size, dtype=np.float32))
-        offsets, _ = prior.members()
-        return cls(prior.token_to_cluster, np.log(np.diff(offsets)).astype(np.float32))
-
-    def __len__(self) -> int:
-        return len(self.log_sizes)
+        warning = skew_warning(config.objective, config.iar_form, prior)
+        warnings = {} if warning is None else {"warnings": [warning]}
+        return {"output": str(config.output), **workspace.manifest.results, **warnings}
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -162,12 +144,11 @@ class _Run:
         self.config, self.workspace, self.device = config, workspace, device
         self.codes, self.heldout = codes, heldout
         self.prior = with_usage(prior, codes.usage()) if prior is not None and prior.usage is None else prior
-        self.vocabulary = Vocabulary.of(codes.codebook_size, self.prior)
-        self.log_sizes = torch.from_numpy(self.vocabulary.log_sizes).to(device)
+        self.picked_from = self.prior if config.objective == "cluster" else None
         self.precision = resolve_precision(config.precision, device)
         model = model_config(
             config.model,
-            vocab_size=len(self.vocabulary),
+            vocab_size=codes.codebook_size if self.picked_from is None else self.picked_from.n_clusters,
             n_classes=len(codes.class_names),
             grid=codes.grid,
             dropout=config.dropout,
@@ -175,6 +156,16 @@ class _Run:
         )
         initial = torch.Generator().manual_seed(config.seed)
         self.model = Transformer(model, initial).to(device)
+        self.objective = Objective(
+            self.model,
+            config.objective or "token",
+            codes.codebook_size,
+            self.prior,
+            iar_weight=config.iar_weight,
+            iar_form=config.iar_form,
+        ).to(device)
+        # What iar minimises is more than the likelihood of tokens.
+        self.loss_name = "train_loss_nats" if config.objective == "iar" else "train_nats_per_token"
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, config.weight_decay), lr=config.lr, betas=(0.9, config.beta2), fused=True
         )
@@ -198,7 +189,7 @@ class _Run:
                     self._validate(self.heldout)
                 if step % config.checkpoint_every == 0 and not last:
                     self._checkpoint()
-        files = save_checkpoint(self.workspace.folder, self.model, self._description(), self.prior)
+        files = save_checkpoint(self.workspace.folder, self.model, self._description(), self.picked_from)
         self.workspace.finish(files, self._results())
         self.workspace.path(STATE).unlink(missing_ok=True)
 
@@ -206,19 +197,18 @@ class _Run:
         began = time.perf_counter()
         config, step = self.config, self.record.step
         rows = batch_rows(config.seed, step, config.batch_size, *self.codes.codes.shape[:2])
-        targets, classes = self._batch(self.codes, *rows)
+        tokens, classes = self._batch(self.codes, *rows)
         classes = self._drop_classes(classes)
         torch.manual_seed(int(generator(config.seed, "dropout", step).integers(2**63)))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
         with self._autocast():
-            logits = self.model.train()(classes, targets[:, :-1])
-        loss = cross_entropy_nats(logits, targets)
+            loss = self.objective.train()(classes, tokens)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
         self.optimizer.step()
-        self.nats_sum += loss.detach() + self.log_sizes[targets].mean()
+        self.nats_sum += loss.detach() + self.objective.log_sizes[self.objective.token_to_target[tokens]].mean()
         self.record.step += 1
         self.record.window_time_s += time.perf_counter() - began
 
@@ -229,9 +219,9 @@ class _Run:
         return classes.masked_fill(dropped, self.model.config.n_classes)
 
     def _batch(self, store: CodeStore, images: np.ndarray, views: np.ndarray | int) -> tuple[Tensor, Tensor]:
-        """Clusters (B, T) and classes (B,) of some rows of a store, on the device."""
-        targets = self.vocabulary.token_to_cluster[store.codes[images, views]]
-        return torch.from_numpy(targets).to(self.device), torch.from_numpy(store.labels[images]).to(self.device)
+        """Tokens (B, T) and classes (B,) of some rows of a store, on the device."""
+        tokens = store.codes[images, views].astype(np.int64)
+        return torch.from_numpy(tokens).to(self.device), torch.from_numpy(store.labels[images]).to(self.device)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
@@ -248,7 +238,7 @@ class _Run:
         record.time_s += record.window_time_s
         self.metrics.write(
             step=record.step,
-            train_nats_per_token=nats,
+            **{self.loss_name: nats},
             lr=learning_rate(record.step - 1, self.config),
             images_per_s=n_steps * self.config.batch_size / record.window_time_s,
             time_s=record.time_s,
@@ -259,15 +249,14 @@ class _Run:
     @torch.no_grad()
     def _validate(self, store: CodeStore) -> None:
         """Record the held-out loss: images from all over the store, first views, true classes, no dropout."""
-        self.model.eval()
+        self.objective.eval()
         n_images, total = min(len(store), self.config.heldout_images), 0.0
         chosen = np.arange(n_images) * len(store) // n_images  # stores are often in the order of the classes
         for start in range(0, n_images, self.config.batch_size):
             rows = chosen[start : start + self.config.batch_size]
-            targets, classes = self._batch(store, rows, 0)
+            tokens, classes = self._batch(store, rows, 0)
             with self._autocast():
-                logits = self.model(classes, targets[:, :-1])
-            total += len(rows) * float(token_nats(logits, targets, self.log_sizes))
+                total += len(rows) * float(self.objective.token_nats(classes, tokens))
         self.record.heldout_nats = total / n_images
         self.metrics.write(
             step=self.record.step, heldout_nats_per_token=self.record.heldout_nats, time_s=self.record.time_s
@@ -286,16 +275,16 @@ class _Run:
             codebook_size=self.codes.codebook_size,
             codebook_digest=self.codes.codebook_digest,
             tokenizer_digest=self.codes.tokenizer_digest,
-            prior_digest=self.workspace.inputs.get("prior"),
+            prior_digest=None if self.picked_from is None else self.workspace.inputs.get("prior"),
         )
 
     def _results(self) -> dict[str, Any]:
         return {
-            "objective": self._description().objective,
+            "objective": self.config.objective,
             "method": None if self.prior is None else self.prior.method,
-            "vocab_size": len(self.vocabulary),
+            "vocab_size": self.model.config.vocab_size,
             "n_parameters": self.model.n_parameters,
-            "train_nats_per_token": self.record.train_nats,
+            self.loss_name: self.record.train_nats,
             "heldout_nats_per_token": self.record.heldout_nats,
             "images_per_s": round(self.config.steps * self.config.batch_size / self.record.time_s, 1),
             "precision": self.precision,

@@ -11,14 +11,21 @@ from codeprior.config.base import NOT_IDENTITY, MakeConfig, require, require_pos
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(MakeConfig):
-    """Train a class-conditional transformer on codes, or on the clusters of a prior."""
+    """Train a class-conditional transformer on codes, with a prior or without."""
 
     codes: Path = field(metadata=NOT_IDENTITY)
     """Code store to train on."""
     heldout_codes: Path | None = field(default=None, metadata=NOT_IDENTITY)
     """Code store for the validation loss."""
     prior: Path | None = field(default=None, metadata=NOT_IDENTITY)
-    """Prior whose clusters are predicted in place of tokens."""
+    """Prior for the objectives cluster and iar."""
+    objective: Literal["token", "cluster", "iar"] | None = None
+    """What to predict: token; cluster (DCPE: clusters in place of tokens); iar (tokens, and a loss on their clusters).
+    Default: cluster where --prior is given, else token."""
+    iar_weight: float = 1.0
+    """Weight of the cluster loss of iar, its lambda."""
+    iar_form: Literal["logsumexp", "mean", "logmeanexp"] = "logsumexp"
+    """How iar makes a cluster's logit of its tokens': logsumexp is the model's own probability; mean is the paper's."""
     model: str = "tiny"
     """Size, by its name in the presets table: tiny, GPT-B, GPT-L, GPT-XL, ..."""
     steps: int = 700
@@ -54,5 +61,6 @@ class TrainConfig(MakeConfig):
         super().__post_init__()
         require_positive(self, "steps", "batch_size", "lr", "grad_clip", "heldout_images")
         require_positive(self, "validate_every", "checkpoint_every")
+        require(self.iar_weight >= 0, f"iar_weight must be 0 or more, got {self.iar_weight}")
         require(0 <= self.decay <= 1, f"decay must be a share between 0 and 1, got {self.decay}")
         require(0 <= self.class_dropout < 1, f"class_dropout must be at least 0 and below 1, got {self.class_dropout}")

@@ -22,10 +22,13 @@ METHODS = {
     "complete": "complete linkage",
 }
 TOKENS = "token"  # the method of a model that predicts plain tokens
+IAR = "iar "  # before the method whose clusters a model of tokens was trained with
 
 
 def method_name(method: str | None) -> str:
-    """A clustering method as people write it."""
+    """A clustering method as people write it; one with "iar " before it is that of a model of tokens."""
+    if method and method.startswith(IAR):
+        return f"IAR, {method_name(method.removeprefix(IAR))}"
     return "plain tokens" if method == TOKENS else METHODS.get(method or "", method or "none")
 
 
@@ -46,7 +49,10 @@ class Names:
     def method(self, manifest: Manifest) -> str:
         """The clustering method behind a checkpoint, samples or scores; "token" for none, "" if unknown."""
         model = self.findings.model_of(manifest)
-        return (model.results.get("method") or TOKENS) if model else ""
+        if model is None:
+            return ""
+        before = IAR if model.results.get("objective") == "iar" else ""
+        return before + (model.results.get("method") or TOKENS)
 
     def label(self, manifest: Manifest) -> str:
         """What a checkpoint, samples or scores are called."""
@@ -120,4 +126,4 @@ class Names:
 
 
 def _model_name(method: str) -> str:
-    return method_name(method) if method == TOKENS else f"{method_name(method)} clusters"
+    return method_name(method) if method == TOKENS or method.startswith(IAR) else f"{method_name(method)} clusters"
