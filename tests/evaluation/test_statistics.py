@@ -3,7 +3,13 @@ import pytest
 import torch
 
 from codeprior.errors import InputError
-from codeprior.evaluation.statistics import bootstrap_sd, frechet_distance, gaussian_distance, mean_and_covariance
+from codeprior.evaluation.statistics import (
+    bootstrap_sd,
+    frechet_distance,
+    gaussian_distance,
+    kernel_distance,
+    mean_and_covariance,
+)
 
 
 def test_mean_and_covariance_are_the_definition() -> None:
@@ -75,3 +81,31 @@ def test_bootstrap_spread_shrinks_with_the_number_of_images_and_repeats_by_seed(
 def test_features_that_have_no_covariance_are_refused(features: np.ndarray) -> None:
     with pytest.raises(InputError, match="features"):
         mean_and_covariance(features)
+
+
+@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save all extracted features")
+def test_kernel_distance_agrees_with_torchmetrics() -> None:
+    """All images in one subset, so that the draw does not matter."""
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    class Flatten(torch.nn.Module):
+        num_features = 27
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.flatten(1).double()
+
+    generator = torch.Generator().manual_seed(5)
+    real, fake = torch.rand(40, 3, 3, 3, generator=generator), torch.rand(40, 3, 3, 3, generator=generator) ** 2
+    metric = KernelInceptionDistance(feature=Flatten(), subsets=2, subset_size=40, normalize=True)
+    metric.update(real, real=True)
+    metric.update(fake, real=False)
+    mean, sd = kernel_distance(real.flatten(1).numpy(), fake.flatten(1).numpy(), np.random.default_rng(0), 2, 40)
+    assert mean == pytest.approx(float(metric.compute()[0]), rel=1e-5)
+    assert sd == pytest.approx(0, abs=1e-12)
+
+
+def test_kernel_distance_of_one_distribution_is_zero_on_average() -> None:
+    generator = np.random.default_rng(6)
+    a, b = generator.normal(size=(2, 3000, 8))
+    mean, sd = kernel_distance(a, b, generator, n_subsets=30, subset_size=200)
+    assert abs(mean) < sd

@@ -13,10 +13,12 @@ from codeprior.config import EvaluateConfig
 from codeprior.device import resolve_device
 from codeprior.errors import InputError
 from codeprior.evaluation.features import FeatureNetwork, extract_features, load_features
+from codeprior.evaluation.manifold import precision_and_recall
 from codeprior.evaluation.metrics import class_consistency, inception_score
-from codeprior.evaluation.statistics import bootstrap_sd, frechet_distance
+from codeprior.evaluation.statistics import bootstrap_sd, frechet_distance, kernel_distance
 from codeprior.images import ImageSet, open_images
 
+NEIGHBOURS = 3  # of precision and recall, as the papers
 SAMPLES, SCORES = "samples.npz", "scores.json"
 
 
@@ -43,7 +45,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Returns
     -------
     dict
-        output; feature_network; `FD[name]` (Fréchet distance to the reference) with its bootstrap `_sd`, `IS[name]`,
+        output; feature_network; of the samples: `FD[name]` (Fréchet distance to the reference) with its bootstrap
+        `_sd`, `KD[name]` (kernel distance) with its `_sd` over subsets, `precision[name]`, `recall[name]`, `IS[name]`,
         class_consistency (None where the samples have no labels); the same with `real_` for real images in the
         samples' place, and real_is, which says what these were; n_samples, n_reference, n_real, n_real_reference.
 
@@ -100,13 +103,29 @@ def _score(
 
 
 def scores(name: str, images: Judged, reference: Judged, generator: np.random.Generator) -> dict[str, float | None]:
-    """`FD[name]` of images to a reference and its bootstrap spread, `IS[name]`, class consistency."""
+    """`FD[name]` to a reference, `KD[name]`, precision, recall, `IS[name]`, class consistency; spreads as `_sd`."""
     consistency = None if images.labels is None else class_consistency(images.probabilities, images.labels)
     return {
         f"FD[{name}]": frechet_distance(images.features, reference.features),
         f"FD[{name}]_sd": bootstrap_sd(images.features, reference.features, generator),
+        **_manifold_scores(name, images.features, reference.features, generator),
         f"IS[{name}]": inception_score(images.probabilities),
         "class_consistency": consistency,
+    }
+
+
+def _manifold_scores(
+    name: str, features: np.ndarray, reference: np.ndarray, generator: np.random.Generator
+) -> dict[str, float | None]:
+    """Kernel distance, precision and recall; the latter are None for sets too small to have neighbours."""
+    kernel, kernel_sd = kernel_distance(features, reference, generator)
+    enough = min(len(features), len(reference)) > NEIGHBOURS
+    precision, recall = precision_and_recall(reference, features, NEIGHBOURS) if enough else (None, None)
+    return {
+        f"KD[{name}]": kernel,
+        f"KD[{name}]_sd": kernel_sd,
+        f"precision[{name}]": precision,
+        f"recall[{name}]": recall,
     }
 
 

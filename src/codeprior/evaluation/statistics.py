@@ -36,16 +36,67 @@ def mean_and_covariance(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def gaussian_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
     """Squared Fréchet (2-Wasserstein) distance between two Gaussians.
 
-    |mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)), where the trace of the root is the sum of the
-    roots of the eigenvalues of cov_a cov_b, which are real and non-negative but for rounding; the way of torchmetrics.
+    |mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)). The trace of the root is the sum of the roots of
+    the eigenvalues of cov_a cov_b, which are those of the symmetric R cov_b R with R the root of cov_a: two symmetric
+    eigenproblems, several times faster than one that is not.
 
     References
     ----------
     Dowson and Landau 1982, Eq. 4; as FID: Heusel et al. 2017, arXiv:1706.08500, Eq. 6.
     """
-    roots = np.sqrt(np.linalg.eigvals(cov_a @ cov_b).astype(np.complex128)).real.sum()
+    values, vectors = np.linalg.eigh(cov_a)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    roots = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_b @ root), 0)).sum()
     difference = mean_a - mean_b
     return float(difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2 * roots)
+
+
+def kernel_distance(
+    features_a: np.ndarray,
+    features_b: np.ndarray,
+    generator: np.random.Generator,
+    n_subsets: int = 100,
+    subset_size: int = 1000,
+) -> tuple[float, float]:
+    """Kernel distance: the unbiased squared MMD with the kernel (x y / F + 1)^3, over random subsets.
+
+    Parameters
+    ----------
+    features_a, features_b : ndarray of shape (N, F) and (M, F)
+    generator : numpy Generator
+        Draws the subsets, without replacement.
+    n_subsets, subset_size : int
+        The size is cut to the smaller set.
+
+    Returns
+    -------
+    mean, sd : float
+        Over the subsets. Unlike the Fréchet distance it has no bias from few images; it can be negative.
+
+    References
+    ----------
+    As KID: Bińkowski et al. 2018, arXiv:1801.01401, Sec. 4.
+    """
+    size = min(subset_size, len(features_a), len(features_b))
+    if size < 2:
+        raise InputError(f"a kernel distance needs 2 images or more a side, got {len(features_a)}, {len(features_b)}")
+    a, b = (np.asarray(features, dtype=np.float64) for features in (features_a, features_b))
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
+        within = sum(k.sum() - np.trace(k) for k in (kernel(x, x), kernel(y, y))) / (size * (size - 1))
+        return float(within - 2 * kernel(x, y).mean())
+
+    values = [
+        squared_mmd(
+            a[generator.choice(len(a), size, replace=False)],
+            b[generator.choice(len(b), size, replace=False)],
+        )
+        for _ in range(n_subsets)
+    ]
+    return float(np.mean(values)), float(np.std(values))
 
 
 def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:

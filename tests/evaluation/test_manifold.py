@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+
+from codeprior.errors import InputError
+from codeprior.evaluation import manifold
+from codeprior.evaluation.manifold import precision_and_recall
+
+
+def brute_force(reference, samples, k):
+    """The definition, pair by pair in float64."""
+
+    def distances(a, b):
+        return np.array([[((x - y) ** 2).sum() for y in b.astype(np.float64)] for x in a.astype(np.float64)])
+
+    def share_inside(queries, centres):
+        radii = np.sort(distances(centres, centres), axis=1)[:, k]  # the smallest is the image itself
+        return (distances(queries, centres) <= radii).any(axis=1).mean()
+
+    return share_inside(samples, reference), share_inside(reference, samples)
+
+
+@pytest.mark.parametrize("kind", ["overlapping", "apart", "copies", "lattice", "far from the origin"])
+@pytest.mark.parametrize("at_once", [1 << 26, 100])
+def test_precision_and_recall_equal_the_definition(kind, at_once, monkeypatch):
+    monkeypatch.setattr(manifold, "DISTANCES_AT_ONCE", at_once)
+    generator = np.random.default_rng(0)
+    reference = generator.normal(size=(60, 5)).astype(np.float32)
+    samples = (0.8 * generator.normal(size=(45, 5)) + 0.3).astype(np.float32)
+    if kind == "apart":
+        samples += 20
+    elif kind == "copies":
+        reference[10:30] = reference[0]
+        samples[:20] = reference[:20]
+    elif kind == "lattice":  # ties at the radius everywhere
+        reference, samples = np.round(reference), np.round(samples)
+    elif kind == "far from the origin":
+        reference, samples = reference + 1000, samples + 1000
+    assert precision_and_recall(reference, samples, 3) == pytest.approx(brute_force(reference, samples, 3), abs=1e-12)
+
+
+def test_equal_sets_have_precision_and_recall_of_one():
+    features = np.random.default_rng(1).normal(size=(50, 7))
+    assert precision_and_recall(features, features) == (1.0, 1.0)
+
+
+def test_features_that_do_not_fit_are_refused():
+    with pytest.raises(InputError, match="more than 3 rows of equal features, got \\(3, 2\\) of the samples"):
+        precision_and_recall(np.zeros((9, 2)), np.zeros((3, 2)))
+    with pytest.raises(InputError, match="got \\(9, 3\\) of the samples"):
+        precision_and_recall(np.zeros((9, 2)), np.zeros((9, 3)))
