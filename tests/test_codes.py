@@ -1,12 +1,15 @@
 """The code store: packed, mapped, signed; an encode that was killed ends as an unbroken one."""
 
 import dataclasses
+import os
 import signal
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from codeprior.artifact import read_json, read_manifest, write_json
+from codeprior.artifact import Workspace, read_json, read_manifest, write_json
 from codeprior.codes import CodeStore, count_codes, encode, unigram_entropy_nats
 from codeprior.config import EncodeConfig, TrainTokenizerConfig
 from codeprior.crops import view
@@ -14,8 +17,11 @@ from codeprior.errors import InputError
 from codeprior.images import open_images
 from codeprior.pixels import to_tensor
 from codeprior.tokenizers import load_tokenizer
+from codeprior.tokenizers.loading import CONFIG, WEIGHTS, save_config
 from codeprior.tokenizers.training import train_tokenizer
+from codeprior.tokenizers.vqgan import PRESETS, VQGAN
 from killed import encode_and_die
+from recorded import rebuild
 
 
 @pytest.fixture(scope="module")
@@ -211,3 +217,24 @@ def test_a_store_whose_array_is_no_array_is_refused(encoded, tmp_path):
     write_json(folder / "manifest.json", record)
     with pytest.raises(InputError, match="cannot read the codes at"):
         CodeStore.open(folder)
+
+
+@pytest.mark.slow
+def test_photographs_at_ten_crops_killed_three_times_are_those_of_an_unbroken_run(tmp_path):
+    """Two hundred photographs, VQ-16 with random weights; small crops, as a processor takes a second for one of 256."""
+    if "CODEPRIOR_TEST_DATA" not in os.environ:
+        pytest.skip("CODEPRIOR_TEST_DATA names no folder with imagenet-sample/")
+    with torch.device("meta"):
+        model = VQGAN(PRESETS["VQ-16"])
+    with Workspace(tmp_path / "tokenizer", kind="tokenizer", settings={}, inputs={}) as workspace:
+        save_config(workspace.folder, model.config, 32)
+        save_file(rebuild(model).state_dict(), workspace.path(WEIGHTS))
+        workspace.finish([CONFIG, WEIGHTS], {})
+    settings = {"data": f"{os.environ['CODEPRIOR_TEST_DATA']}/imagenet-sample", "views": "ten-crop-1.1"}
+    config = config_for(tmp_path / "tokenizer", tmp_path / "killed", batch_size=10, **settings)
+    for n_passes in (0, 70, 90):
+        assert encode_and_die(config, n_passes, {}) == -signal.SIGKILL
+    assert encode_and_die(config, 200 - 70 - 90, {}) == 0
+    encode(dataclasses.replace(config, output=tmp_path / "unbroken"))
+    assert content(tmp_path / "killed") == content(tmp_path / "unbroken")
+    assert CodeStore.open(tmp_path / "killed").codes.shape == (200, 10, 4)

@@ -81,3 +81,13 @@ def test_the_tree_in_the_readme_is_the_tree():
     tree = text.split("src/codeprior/\n", 1)[1].split("```", 1)[0]
     for name in re.findall(r"^ {4}(\w+(?:\.py|/)) ", tree, flags=re.MULTILINE):
         assert (ROOT / "src" / "codeprior" / name).exists(), name
+
+
+def test_the_commands_of_the_page_on_codes_run_in_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for argv in commands(ROOT / "docs" / "codes.md"):
+        main([*argv, *SHORTER.get(argv[0], [])])
+    assert "these are the codes of these images" in capsys.readouterr().out
+    from codeprior.codes import CodeStore
+
+    assert (CodeStore.open("runs/codes").codes == CodeStore.open("runs/again").codes).all()

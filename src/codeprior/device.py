@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from codeprior.errors import InputError
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the first CUDA device if there is one, else the CPU.
+    """The device of that name; "auto" is a CUDA device if there is one, else the CPU.
+
+    Of several CUDA devices "auto" takes that of LOCAL_RANK, which `torchrun` sets, and the first where it is not set.
 
     Raises
     ------
@@ -16,7 +20,9 @@ def resolve_device(name: str) -> torch.device:
         If torch knows no such device, or this machine has none.
     """
     if name == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        return torch.device("cuda", local_rank % n_devices) if n_devices else torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError:

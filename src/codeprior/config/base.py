@@ -36,7 +36,8 @@ class VerbConfig:
     seed: int = 0
     """Seed of everything random."""
     device: str = field(default="auto", metadata=NOT_IDENTITY)
-    """cpu, cuda, cuda:1, ... or auto: the first CUDA device if there is one, else the CPU."""
+    """cpu, cuda, cuda:1, ... or auto: a CUDA device if there is one (that of LOCAL_RANK under torchrun), else the
+    CPU."""
     json: bool = field(default=False, metadata=NOT_IDENTITY)
     """Print the result as one line of JSON at the end."""
     dry_run: bool = field(default=False, metadata=NOT_IDENTITY)
