@@ -15,6 +15,7 @@ from codeprior.cli import main
 from codeprior.codes import CodeStore, encode, unigram_entropy_nats
 from codeprior.config import EncodeConfig, TrainConfig
 from codeprior.errors import InputError
+from codeprior.model import Transformer
 from codeprior.objectives import skew_warning
 from codeprior.prior import CodebookPrior
 from codeprior.train import batch_rows, learning_rate, train, with_usage
@@ -176,6 +177,53 @@ def test_learning_rate_rises_stays_and_falls(tiny):
     np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10)
     np.testing.assert_allclose(rates[10:80], 1.0)
     np.testing.assert_allclose(rates[80:], np.arange(20, 0, -1) / 20)
+
+
+@pytest.mark.parametrize(("form", "half"), [("linear", 0.5), ("cosine", 0.5), ("sqrt", 1 - 0.5**0.5)])
+def test_the_rate_falls_to_its_final_value_in_the_form_asked_for(tiny, form, half):
+    config = settings(tiny, tiny, steps=1000, decay=0.2, lr=1.0, decay_form=form, final_lr=0.1)
+    rates = [learning_rate(step, config) for step in range(1001)]
+    assert rates[799] == rates[800] == 1.0
+    assert rates[900] == pytest.approx(0.1 + 0.9 * half)
+    assert rates[1000] == pytest.approx(0.1)
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_an_average_is_that_of_the_weights_of_all_steps(tiny, tmp_path):
+    decay, weights = 0.8, []
+    for steps in range(1, 5):  # the constant rate makes longer runs continue shorter ones
+        config = settings(tiny, tmp_path / str(steps), steps=steps, decay=0.0, ema_decay=decay)
+        train(config)
+        weights.append(load_file(tmp_path / str(steps) / "model.safetensors")["tok_embeddings.weight"])
+    initial = Transformer(load_checkpoint(tmp_path / "1").config.model, torch.Generator().manual_seed(0))
+    expected = initial.tok_embeddings.weight.detach().double().numpy()
+    for step in weights:
+        expected = decay * expected + (1 - decay) * step
+    averaged = load_checkpoint(tmp_path / "4", average=True).model.tok_embeddings.weight
+    np.testing.assert_allclose(averaged.detach(), expected, atol=1e-6)
+
+
+def test_a_killed_run_continues_its_average_bit_for_bit(tiny, tmp_path, monkeypatch):
+    train(settings(tiny, tmp_path / "whole", ema_decay=0.9))
+    config = settings(tiny, tmp_path / "gpt", checkpoint_every=9, ema_decay=0.9)
+    train_until(13, config, monkeypatch)
+    train(config)
+    for name in ("ema.safetensors", "model.safetensors"):
+        assert (tmp_path / "gpt" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_averaged_weights_that_were_not_kept_are_named(uninterrupted):
+    with pytest.raises(InputError, match="keeps no averaged weights; it was trained without --ema-decay"):
+        load_checkpoint(uninterrupted[0], average=True)
+
+
+def test_a_batch_in_parts_has_the_gradients_of_the_whole(tiny, tmp_path):
+    results = [
+        train(settings(tiny, tmp_path / str(parts), accumulate=parts, dropout=0.0, class_dropout=0.0))
+        for parts in (1, 4)
+    ]
+    nats = [result["heldout_nats_per_token"] for result in results]
+    assert nats[0] == pytest.approx(nats[1], abs=1e-4)  # sums in another order
 
 
 def test_iar_trains_a_model_of_tokens_with_a_prior(tiny, tmp_path):

@@ -1,8 +1,9 @@
 """Checkpoints: a trained transformer that needs nothing beside it but the tokenizer.
 
-A finished checkpoint is a folder with `model.safetensors`, `config.json` and, where clusters are predicted,
-`prior.safetensors`. While training, the folder holds one more file, `state.safetensors`: weights, optimizer and a
-record in its metadata. It is replaced by one rename, so a kill at any moment leaves the last state or the one before.
+A finished checkpoint is a folder with `model.safetensors`, `config.json` and, where there are such, `ema.safetensors`
+(the weights averaged over steps) and `prior.safetensors` (whose clusters are predicted). While training, the folder
+holds one more file, `state.safetensors`: weights, optimizer and a record in its metadata. It is replaced by one rename,
+so a kill at any moment leaves the last state or the one before.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from codeprior.artifact import read_json, read_manifest, short, write_json
 from codeprior.errors import InputError
@@ -19,6 +21,7 @@ from codeprior.prior import CodebookPrior
 from codeprior.tensors import load_strictly, read_tensors, save_tensors
 
 WEIGHTS = "model.safetensors"
+AVERAGE = "ema.safetensors"
 CONFIG = "config.json"
 PRIOR = "prior.safetensors"
 
@@ -70,31 +73,41 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, model: Transformer, config: CheckpointConfig, prior: CodebookPrior | None
+    folder: Path,
+    model: Transformer,
+    config: CheckpointConfig,
+    prior: CodebookPrior | None,
+    average: nn.Module | None = None,
 ) -> list[str]:
-    """Write a checkpoint's files, each atomically; their names."""
+    """Write a checkpoint's files, each atomically; their names. `average` has the weights averaged over steps."""
     save_tensors(folder / WEIGHTS, model.state_dict())
     write_json(folder / CONFIG, asdict(config))
-    if prior is None:
-        return [WEIGHTS, CONFIG]
-    prior.save(folder / PRIOR)
-    return [WEIGHTS, CONFIG, PRIOR]
+    files = [WEIGHTS, CONFIG]
+    if average is not None:
+        save_tensors(folder / AVERAGE, average.state_dict())
+        files.append(AVERAGE)
+    if prior is not None:
+        prior.save(folder / PRIOR)
+        files.append(PRIOR)
+    return files
 
 
-def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
-    """Read a checkpoint that `train` made; needs the folder alone.
+def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu", *, average: bool = False) -> Checkpoint:
+    """Read a checkpoint that `train` made; needs the folder alone. `average` takes the weights averaged over steps.
 
     Raises
     ------
     InputError
-        If the folder is absent, unfinished or damaged, or its weights do not fit its config.
+        If the folder is absent, unfinished or damaged, its weights do not fit its config, or no average was kept.
     """
     manifest = read_manifest(folder, "checkpoint")
     config = _read_config(manifest.path(CONFIG))
     with torch.device("meta"):
         model = Transformer(config.model)
-    tensors, _ = read_tensors(manifest.path(WEIGHTS))
-    load_strictly(model, tensors, str(manifest.path(WEIGHTS)), assign=True)
+    weights = manifest.path(AVERAGE if average else WEIGHTS)
+    if average and not weights.exists():
+        raise InputError(f"{folder} keeps no averaged weights; it was trained without --ema-decay")
+    load_strictly(model, read_tensors(weights)[0], str(weights), assign=True)
     prior = None if config.prior_digest is None else CodebookPrior.load(manifest.path(PRIOR))
     return Checkpoint(model.to(device).eval(), config, prior, manifest.digest)
 

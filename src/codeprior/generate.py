@@ -159,7 +159,7 @@ def sample(config: SampleConfig) -> dict[str, Any]:
         If the tokenizer's codebook is not the checkpoint's, or the checkpoint cannot do what is asked.
     """
     device = resolve_device(config.device)
-    checkpoint = load_checkpoint(config.checkpoint, device)
+    checkpoint = load_checkpoint(config.checkpoint, device, average=config.ema)
     tokenizer = load_tokenizer(config.tokenizer, device)
     _check_inputs(config, checkpoint, tokenizer)
     with Workspace(

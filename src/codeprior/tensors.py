@@ -22,17 +22,30 @@ from codeprior.errors import InputError
 STATE = "state.safetensors"
 
 
-def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, record: Mapping[str, Any]) -> None:
-    """Write the state of a training run: weights, optimizer and a record of JSON values, as one file by one rename."""
+def save_state(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    record: Mapping[str, Any],
+    average: nn.Module | None = None,
+) -> None:
+    """Write the state of a training run, as one file by one rename: weights, optimizer, a record of JSON values.
+
+    `average` is a model of the same weights, averaged over the steps, where there is one.
+    """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
     for name, parameter in model.named_parameters():
         for key, tensor in optimizer.state[parameter].items():
             tensors[f"optimizer.{name}.{key}"] = tensor
     save_tensors(path, tensors, metadata={"record": json.dumps(dict(record))})
 
 
-def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Continue from a state that `save_state` wrote: fills model and optimizer, gives the record.
+def load_state(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None
+) -> dict[str, Any]:
+    """Continue from a state that `save_state` wrote: fills model, optimizer and average, gives the record.
 
     Raises
     ------
@@ -41,6 +54,8 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
     """
     tensors, metadata = read_tensors(path)
     load_strictly(model, _below(tensors, "model."), str(path))
+    if average is not None:
+        load_strictly(average, _below(tensors, "average."), str(path))
     flat = _below(tensors, "optimizer.")
     index_of = {id(parameter): index for index, parameter in enumerate(_parameters(optimizer))}
     state = {index_of[id(parameter)]: _below(flat, f"{name}.") for name, parameter in model.named_parameters()}

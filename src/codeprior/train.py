@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from codeprior.artifact import Workspace, short
 from codeprior.checkpoint import CheckpointConfig, save_checkpoint
@@ -70,10 +71,15 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Rate of a step (from 0): linear warm-up, constant, linear decay over the last `decay` share of the steps."""
-    rising = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
-    falling = min(1.0, (config.steps - step) / (config.decay * config.steps)) if config.decay else 1.0
-    return config.lr * min(rising, falling)
+    """Rate of a step (from 0): linear warm-up, constant, then a fall over the last `decay` share of the steps.
+
+    With decay 0 it is LlamaGen's, with 0.2 and sqrt GigaTok's, with 1 and cosine IAR2's.
+    """
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    left = min(1.0, (config.steps - step) / (config.decay * config.steps)) if config.decay else 1.0
+    share = {"linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2, "sqrt": 1 - math.sqrt(1 - left)}
+    return config.final_lr + (config.lr - config.final_lr) * share[config.decay_form]
 
 
 def generator(seed: int, purpose: str, index: int) -> np.random.Generator:
@@ -169,9 +175,13 @@ class _Run:
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, config.weight_decay), lr=config.lr, betas=(0.9, config.beta2), fused=True
         )
+        self.average = None
+        if config.ema_decay:
+            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+            self.average.update_parameters(self.model)  # the first only copies: the average begins with the model
         self.record = _Record()
         if workspace.path(STATE).exists():
-            self.record = _Record(**load_state(workspace.path(STATE), self.model, self.optimizer))
+            self.record = _Record(**load_state(workspace.path(STATE), self.model, self.optimizer, self._averaged))
         self.nats_sum = torch.tensor(self.record.nats_sum, device=device)  # on the device, so that no step waits
         self.metrics = MetricsLog(workspace.path(METRICS), after_step=self.record.step)
 
@@ -189,7 +199,8 @@ class _Run:
                     self._validate(self.heldout)
                 if step % config.checkpoint_every == 0 and not last:
                     self._checkpoint()
-        files = save_checkpoint(self.workspace.folder, self.model, self._description(), self.picked_from)
+        kept = (self._description(), self.picked_from, self._averaged)
+        files = save_checkpoint(self.workspace.folder, self.model, *kept)
         self.workspace.finish(files, self._results())
         self.workspace.path(STATE).unlink(missing_ok=True)
 
@@ -202,15 +213,24 @@ class _Run:
         torch.manual_seed(int(generator(config.seed, "dropout", step).integers(2**63)))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
-        with self._autocast():
-            loss = self.objective.train()(classes, tokens)
         self.optimizer.zero_grad()
-        loss.backward()
+        self.objective.train()
+        for part in zip(classes.chunk(config.accumulate), tokens.chunk(config.accumulate), strict=True):
+            with self._autocast():
+                loss = self.objective(*part) / config.accumulate
+            loss.backward()
+            self.nats_sum += loss.detach()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
         self.optimizer.step()
-        self.nats_sum += loss.detach() + self.objective.log_sizes[self.objective.token_to_target[tokens]].mean()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.nats_sum += self.objective.log_sizes[self.objective.token_to_target[tokens]].mean()
         self.record.step += 1
         self.record.window_time_s += time.perf_counter() - began
+
+    @property
+    def _averaged(self) -> torch.nn.Module | None:
+        return None if self.average is None else self.average.module
 
     def _drop_classes(self, classes: Tensor) -> Tensor:
         """Replace a share of the classes by the null class."""
@@ -264,7 +284,7 @@ class _Run:
 
     def _checkpoint(self) -> None:
         record = replace(self.record, nats_sum=float(self.nats_sum))
-        save_state(self.workspace.path(STATE), self.model, self.optimizer, asdict(record))
+        save_state(self.workspace.path(STATE), self.model, self.optimizer, asdict(record), self._averaged)
         self.workspace.checkpoint()
 
     def _description(self) -> CheckpointConfig:

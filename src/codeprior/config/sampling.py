@@ -17,6 +17,8 @@ class SampleConfig(MakeConfig):
     """Checkpoint folder (from train)."""
     tokenizer: Path = field(metadata=NOT_IDENTITY)
     """Tokenizer folder, to decode with."""
+    ema: bool = False
+    """Sample from the weights averaged over the steps of training, where it kept them (--ema-decay)."""
     n_images: int = 1000
     """Images to sample, in equal shares of the classes."""
     cfg_scale: float = 1.5

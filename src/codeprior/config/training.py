@@ -37,7 +37,15 @@ class TrainConfig(MakeConfig):
     warmup: int = 0
     """Steps of linear warm-up."""
     decay: float = 0.3
-    """Share of the steps, at the end, over which the rate falls linearly to zero."""
+    """Share of the steps, at the end, over which the rate falls; 0 keeps it constant, 1 lets it fall from the start."""
+    decay_form: Literal["linear", "cosine", "sqrt"] = "linear"
+    """How it falls: linear, cosine, or sqrt (1 minus the root of the share done: GigaTok's warm-up, stable, decay)."""
+    final_lr: float = 0.0
+    """Rate that it falls to."""
+    accumulate: int = 1
+    """Parts that a batch is worked off in, one after the other: memory of one part, gradients of all."""
+    ema_decay: float = 0.0
+    """Keep also the weights averaged over steps with this decay (LlamaGen: 0.9999), for `sample --ema`; 0 does not."""
     weight_decay: float = 0.05
     """On matrices, embeddings included."""
     beta2: float = 0.95
@@ -62,5 +70,11 @@ class TrainConfig(MakeConfig):
         require_positive(self, "steps", "batch_size", "lr", "grad_clip", "heldout_images")
         require_positive(self, "validate_every", "checkpoint_every")
         require(self.iar_weight >= 0, f"iar_weight must be 0 or more, got {self.iar_weight}")
+        require(
+            self.accumulate >= 1 and self.batch_size % self.accumulate == 0,
+            f"accumulate must divide the batch of {self.batch_size} images, got {self.accumulate}",
+        )
+        require(0 <= self.ema_decay < 1, f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
+        require(0 <= self.final_lr <= self.lr, f"final_lr must be between 0 and lr ({self.lr}), got {self.final_lr}")
         require(0 <= self.decay <= 1, f"decay must be a share between 0 and 1, got {self.decay}")
         require(0 <= self.class_dropout < 1, f"class_dropout must be at least 0 and below 1, got {self.class_dropout}")
