@@ -198,7 +198,12 @@ def _recipe_arguments(recipe: Path, hints: dict[str, Any], given: list[str]) -> 
     import yaml
 
     if not recipe.is_file():
-        raise InputError(f"no recipe at {recipe}: there is no such file")
+        named = {path.stem: path for path in (Path(__file__).parent / "recipes").glob("*.yaml")}
+        if str(recipe) not in named:
+            near = difflib.get_close_matches(str(recipe), named, n=1)
+            hint = f"perhaps you meant {near[0]}" if near else f"those that come along: {', '.join(sorted(named))}"
+            raise InputError(f"no recipe at {recipe}: there is no such file; {hint}")
+        recipe = named[str(recipe)]
     try:
         values = yaml.safe_load(recipe.read_text()) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -43,7 +43,7 @@ class VerbConfig:
     dry_run: bool = field(default=False, metadata=NOT_IDENTITY)
     """Print the resolved settings as YAML and stop."""
     config: Path | None = field(default=None, metadata=NOT_IDENTITY)
-    """A YAML file of settings; flags given besides it win."""
+    """A YAML file of settings, or the name of a recipe that comes along (GPT-B-dcpe); flags given besides it win."""
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, f"seed must be 0 or more, got {self.seed}")

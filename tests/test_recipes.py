@@ -1,0 +1,59 @@
+"""The recipes that come along set what the papers' authors set."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import codeprior
+from codeprior.cli import main, parse
+from codeprior.model import model_config
+
+RECIPES = sorted((Path(codeprior.__file__).parent / "recipes").glob("*.yaml"))
+SIZES, KINDS = ("B", "L", "XL"), ("token", "kmeans", "dcpe", "iar", "iar-dcpe")
+
+
+def test_there_is_a_recipe_for_each_size_and_method():
+    assert {path.stem for path in RECIPES} == {f"GPT-{size}-{kind}" for size in SIZES for kind in KINDS}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_recipe_sets_what_the_originals_set(size, kind, capsys):
+    prior = [] if kind == "token" else ["--prior", "prior.safetensors"]
+    main(["train", "--config", f"GPT-{size}-{kind}", "--codes", "codes", *prior, "--output", "out", "--dry-run"])
+    said = yaml.safe_load(capsys.readouterr().out)
+    llamagen = {
+        "batch_size": 256,
+        "steps": 300 * 5004,
+        "warmup": 0,
+        "decay": 0.0,
+        "weight_decay": 0.05,
+        "beta2": 0.95,
+        "grad_clip": 1.0,
+        "dropout": 0.1,
+        "class_dropout": 0.1,
+        "ema_decay": 0.0,
+        "precision": "bf16",
+    }
+    assert {name: said[name] for name in llamagen} == llamagen
+    assert said["lr"] == (2e-4 if size == "XL" and "iar" not in kind else 1e-4)
+    assert said["objective"] == {"token": "token", "kmeans": "cluster", "dcpe": "cluster"}.get(kind, "iar")
+    if said["objective"] == "iar":
+        assert (said["iar_weight"], said["iar_form"]) == (1.0, "mean" if kind == "iar-dcpe" else "logsumexp")
+    assert model_config(said["model"], vocab_size=16384, n_classes=1000, grid=(16, 16)).dim in (768, 1024, 1280)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_commands_in_a_recipe_parse(path):
+    commands = [line.removeprefix("#   codeprior ").split() for line in path.read_text().splitlines() if "#   " in line]
+    assert [argv[0] for argv in commands][-1] == "train"
+    for argv in commands:
+        parse(argv[0], argv[1:])
+
+
+def test_a_misspelt_recipe_is_answered_with_the_nearest(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--config", "GPT-B-dpce", "--codes", "codes", "--output", "out"])
+    assert stop.value.code == 2
+    assert "perhaps you meant GPT-B-dcpe" in capsys.readouterr().err
