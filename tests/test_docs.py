@@ -91,3 +91,10 @@ def test_the_commands_of_the_page_on_codes_run_in_order(tmp_path, monkeypatch, c
     from codeprior.codes import CodeStore
 
     assert (CodeStore.open("runs/codes").codes == CodeStore.open("runs/again").codes).all()
+
+
+def test_the_commands_of_the_page_on_objectives_run_in_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for argv in commands(ROOT / "docs" / "objectives.md"):
+        main([*argv, *SHORTER.get(argv[0], [])])
+    assert (tmp_path / "runs" / "samples" / "grid.png").exists()
