@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -61,8 +62,8 @@ class ResnetBlock(nn.Module):
         self.nin_shortcut = nn.Identity() if width_in == width_out else nn.Conv2d(width_in, width_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(_silu(self.norm1(x)))
+        h = self.conv2(_silu(self.norm2(h)))
         return self.nin_shortcut(x) + h
 
 
@@ -149,7 +150,7 @@ class Encoder(nn.Module):
             x = level(x)
         for block in self.mid:
             x = block(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(_silu(self.norm_out(x)))
 
 
 class Decoder(nn.Module):
@@ -177,7 +178,7 @@ class Decoder(nn.Module):
             z = block(z)
         for level in self.conv_blocks:
             z = level(z)
-        return self.conv_out(F.silu(self.norm_out(z)))
+        return self.conv_out(_silu(self.norm_out(z)))
 
 
 class VectorQuantizer(nn.Module):
@@ -234,6 +235,11 @@ class VQGAN(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Codes int64 (B, h, w) -> images (B, 3, H, W), not clamped."""
         return self.decode_vectors(self.quantize.lookup(codes))
+
+
+def _silu(x: Tensor) -> Tensor:
+    """x sigmoid(x); in the place of x, always a norm's fresh output here, where no gradient will ask for it."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 def _norm(width: int, groups: int) -> nn.GroupNorm:
