@@ -87,11 +87,13 @@ def _processor() -> str:
 
 
 def write_results(name: str, command: str, rows: list[dict[str, Any]]) -> Path:
-    """Add the rows of one benchmark to today's file of this kind of machine; return its path."""
+    """Put the rows of one benchmark into today's file of this kind of machine, in place of older ones of their names."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{datetime.date.today().isoformat()}-cpu{len(os.sched_getaffinity(0))}.json"
     results = json.loads(path.read_text()) if path.exists() else {}
-    results[name] = {"command": command, "machine": machine(), "rows": rows}
+    before = {row.get("name"): row for row in results.get(name, {}).get("rows", [])}
+    merged = before | {row.get("name"): row for row in rows}
+    results[name] = {"command": command, "machine": machine(), "rows": list(merged.values())}
     path.write_text(json.dumps(results, indent=1) + "\n")
     return path
 
