@@ -299,35 +299,6 @@ def _nearest_in_row(i, row, n, unit_weights, weights, sizes, size_limit, values)
 
 
 @kernel
-def nearest_points(start, stop, points, blocks, sizes, size_limit, nearest, nearest_distance):
-    """For the points of the range: find the nearest other point, of several the first, and store no distances."""
-    n = len(points)
-    sqdist = np.empty((2, LANES))
-    for i in range(start, stop):
-        nearest_distance[i] = np.inf
-        nearest[i] = -1
-    for b in range(len(blocks)):
-        first = b * LANES
-        for i in range(start, stop, 2):
-            j = min(i + 1, stop - 1)
-            block_sqdist(blocks[b], points, i, j, sqdist[0], sqdist[1])
-            for t in range(i, j + 1):
-                near = sqdist[t - i]
-                for k in range(LANES):
-                    near[k] = tie_rounded(np.sqrt(near[k]))
-                near[max(0, n - first) :] = np.inf
-                if first <= t < first + LANES:
-                    near[t - first] = np.inf
-                if size_limit > 0:
-                    for k in range(min(LANES, n - first)):
-                        near[k] = np.inf if sizes[first + k] > size_limit - sizes[t] else near[k]
-                distance, k = _row_minimum(near.reshape((LANES // 64, 64)))
-                if distance < nearest_distance[t]:
-                    nearest_distance[t] = distance
-                    nearest[t] = first + k
-
-
-@kernel
 def nearest_in_matrix(start, stop, sums, weights, sizes, size_limit, stale, nearest, nearest_distance):
     """For the rows of the range marked `stale`: find the nearest cluster; of several the first, which is the rule."""
     n = len(weights)

@@ -28,8 +28,18 @@ class Clusters:
 
     def allowed(self, rule: SizeRule) -> Clusters:
         """Return those that may take part in a merge at all."""
-        keep = rule.may_merge(self.sizes)
-        return Clusters(self.representatives[keep], self.sizes[keep], self.weights[keep])
+        return self.only(rule.may_merge(self.sizes))
+
+    def only(self, which: np.ndarray) -> Clusters:
+        """Return some of them, by a mask or by their places."""
+        return Clusters(self.representatives[which], self.sizes[which], self.weights[which])
+
+    def merged(self, low: np.ndarray, high: np.ndarray) -> Clusters:
+        """Return them after those at `high` went into those at `low`; their own places are still there."""
+        sizes, weights = self.sizes.copy(), self.weights.copy()
+        sizes[low] += sizes[high]
+        weights[low] += weights[high]
+        return Clusters(self.representatives, sizes, weights)
 
 
 @dataclass(frozen=True)
@@ -64,12 +74,12 @@ def merge_by_matrix(
     """
     n = len(clusters)
     memory = sums.reshape(-1)
-    representatives, sizes, weights = clusters.representatives, clusters.sizes, clusters.weights
     nearest = np.full(n, -1, dtype=np.int64)
     distance = np.full(n, np.inf)
     stale = np.ones(n, dtype=bool)
     rows_per_call = max(1, 4_000_000 // max(n, 1))
-    pool.run(_kernels.nearest_in_matrix, n, rows_per_call, sums, weights, sizes, rule.at_most, stale, nearest, distance)
+    found = (clusters.weights, clusters.sizes, rule.at_most, stale, nearest, distance)
+    pool.run(_kernels.nearest_in_matrix, n, rows_per_call, sums, *found)
     while n > 1:
         partner = np.empty(n, dtype=np.int64)
         if not _kernels.mutual_pairs(nearest, partner):
@@ -77,33 +87,20 @@ def merge_by_matrix(
                 return
             # Rounding may have left a circle of outdated nearest clusters: search all again, which finds a pair.
             stale = np.ones(n, dtype=bool)
-            pool.run(
-                _kernels.nearest_in_matrix,
-                n,
-                rows_per_call,
-                sums,
-                weights,
-                sizes,
-                rule.at_most,
-                stale,
-                nearest,
-                distance,
-            )
+            found = (clusters.weights, clusters.sizes, rule.at_most, stale, nearest, distance)
+            pool.run(_kernels.nearest_in_matrix, n, rows_per_call, sums, *found)
             continue
         low = np.flatnonzero(partner > np.arange(n))
         high = partner[low]
-        log.add(representatives[low], representatives[high], distance[low])
+        log.add(clusters.representatives[low], clusters.representatives[high], distance[low])
         report()
         merged = partner >= 0
         outdated = merged.copy()
         outdated[nearest >= 0] |= merged[nearest[nearest >= 0]]
-        sizes = sizes.copy()
-        sizes[low] += sizes[high]
-        weights = weights.copy()
-        weights[low] += weights[high]
+        clusters = clusters.merged(low, high)
 
         # A cluster whose nearest is beyond the bound has no wanted merge left, nor a place in the matrix.
-        keep = rule.may_merge(sizes) & (distance <= log.bound() * (1 + 1e-9)) & np.isfinite(distance)
+        keep = rule.may_merge(clusters.sizes) & (distance <= log.bound() * (1 + 1e-9)) & np.isfinite(distance)
         keep[high] = False
         second = np.full(n, -1, dtype=np.int64)
         second[low] = high
@@ -112,7 +109,7 @@ def merge_by_matrix(
         place = np.full(n + 1, -1, dtype=np.int64)
         place[first] = np.arange(len(first))
         nearest, distance, stale = place[nearest[first]], distance[first], outdated[first]
-        representatives, sizes, weights = representatives[first], sizes[first], weights[first]
+        clusters = clusters.only(first)
 
         m = len(first)
         single, paired = np.flatnonzero(second < 0), np.flatnonzero(second >= 0)
@@ -124,7 +121,7 @@ def merge_by_matrix(
         following = memory[: m * m].reshape(m, m)
         for offset in range(0, m, block_rows):
             rows = min(block_rows, m - offset)
-            found = (weights, sizes, rule.at_most, stale, nearest, distance)
+            found = (clusters.weights, clusters.sizes, rule.at_most, stale, nearest, distance)
             target = following[offset : offset + rows]
             # Rows of the present matrix that are still needed begin at first[offset]: once the next matrix lags far
             # enough behind, it can be written in place.

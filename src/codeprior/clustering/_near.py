@@ -62,19 +62,18 @@ def merge_near(
         high = partner[low]
         log.add(clusters.representatives[low], clusters.representatives[high], heights[low])
         report()
-        sizes, weights = clusters.sizes.copy(), clusters.weights.copy()
-        sizes[low] += sizes[high]
-        weights[low] += weights[high]
-        keep = rule.may_merge(sizes)
+        merged = clusters.merged(low, high)
+        keep = rule.may_merge(merged.sizes)
         keep[high] = False
         first = np.flatnonzero(keep)
         second = np.where(partner[first] > first, partner[first], -1)
         place = np.full(len(clusters), -1)
         place[first] = np.arange(len(first))
         place[second[second >= 0]] = np.flatnonzero(second >= 0)
-        made = graph.merged(first, second, place, clusters.weights, weights[first], reach * (1 + SLACK), pool, used)
+        merged = merged.only(first)
+        made = graph.merged(first, second, place, clusters.weights, merged.weights, reach * (1 + SLACK), pool, used)
         graph, used = made, graph  # a graph never has more entries than the one before
-        clusters = Clusters(clusters.representatives[first], sizes[first], weights[first])
+        clusters = merged
         group = place[np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))]
         stays = np.argsort(group, kind="stable")[np.count_nonzero(group < 0) :]
         order = order[stays]
