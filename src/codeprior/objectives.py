@@ -9,6 +9,7 @@ Shapes: B batch, T tokens, V codebook, G clusters.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -93,15 +94,16 @@ class Objective(nn.Module):
 
     def forward(self, classes: Tensor, tokens: Tensor) -> Tensor:
         """The loss, nats per token, of classes (B,) and tokens (B, T); logits are never held all at once."""
-        targets = self.token_to_target[tokens]
-        states = self.model.states(self.model.embed(classes, targets[:, :-1]))
-        return projected(self.loss, states, self.model.output.weight, targets)
+        return self._mean_nats(self.loss, classes, tokens)
 
     def token_nats(self, classes: Tensor, tokens: Tensor) -> Tensor:
         """-log p(token), mean in nats: the same unit for every objective, whatever it minimises."""
+        return self._mean_nats(partial(token_nats, log_sizes=self.log_sizes), classes, tokens)
+
+    def _mean_nats(self, loss: Callable[[Tensor, Tensor], Tensor], classes: Tensor, tokens: Tensor) -> Tensor:
         targets = self.token_to_target[tokens]
         states = self.model.states(self.model.embed(classes, targets[:, :-1]))
-        return projected(partial(token_nats, log_sizes=self.log_sizes), states, self.model.output.weight, targets)
+        return projected(loss, states, self.model.output.weight, targets)
 
 
 def skew_warning(name: str | None, form: ClusterForm, prior: CodebookPrior | None) -> str | None:

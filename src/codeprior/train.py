@@ -149,8 +149,10 @@ class _Run:
     ) -> None:
         self.config, self.workspace, self.device = config, workspace, device
         self.codes, self.heldout = codes, heldout
-        self.prior = with_usage(prior, codes.usage()) if prior is not None and prior.usage is None else prior
-        self.picked_from = self.prior if config.objective == "cluster" else None
+        self.prior = prior
+        self.picked_from = prior if config.objective == "cluster" else None
+        if self.picked_from is not None and self.picked_from.usage is None:  # what is picked from should be in use
+            self.prior = self.picked_from = with_usage(self.picked_from, codes.usage())
         self.precision = resolve_precision(config.precision, device)
         model = model_config(
             config.model,
