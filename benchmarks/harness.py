@@ -87,7 +87,7 @@ def _processor() -> str:
 
 
 def write_results(name: str, command: str, rows: list[dict[str, Any]]) -> Path:
-    """Put the rows of one benchmark into today's file of this kind of machine, in place of older ones of their names."""
+    """Put the rows of a benchmark into today's file of this kind of machine, in place of older ones of their names."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{datetime.date.today().isoformat()}-cpu{len(os.sched_getaffinity(0))}.json"
     results = json.loads(path.read_text()) if path.exists() else {}
