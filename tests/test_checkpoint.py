@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from codeprior.tensors import read_tensors, save_tensors
 
 
 def new_model(seed: int, vocab_size: int = 8) -> Transformer:
-    config = model_config("tiny", vocab_size=vocab_size, n_classes=2, grid=(2, 2), dropout=0.0)
+    config = model_config("tiny", vocab_size=vocab_size, n_classes=2, grid=(2, 2), dropout=0.0, token_dropout=0.0)
     return Transformer(config, torch.Generator().manual_seed(seed))
 
 
@@ -52,6 +53,19 @@ def test_a_checkpoint_of_clusters_carries_its_prior(tmp_path):
     assert config.objective == "cluster"
     assert loaded.prior is not None
     assert loaded.prior.digest == prior.digest
+
+
+def test_a_checkpoint_from_before_there_were_several_dropouts_is_read(tmp_path):
+    _, config = write(tmp_path / "gpt")
+    record = json.loads((tmp_path / "gpt" / "config.json").read_text())
+    new = ("token_dropout", "resid_dropout", "ffn_dropout", "drop_path", "output_size", "causal", "n_clusters")
+    record["model"] = {"dropout": 0.0} | {name: x for name, x in record["model"].items() if name not in new}
+    folder = tmp_path / "old"
+    with Workspace(folder, kind="checkpoint", settings={}, inputs={}) as workspace:
+        (folder / "config.json").write_text(json.dumps(record))
+        shutil.copy(tmp_path / "gpt" / "model.safetensors", folder)
+        workspace.finish(["model.safetensors", "config.json"], {})
+    assert load_checkpoint(folder).config == config
 
 
 def test_missing_and_unexpected_weights_are_named(tmp_path):

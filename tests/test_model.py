@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from codeprior.errors import InputError
 from codeprior.losses import cross_entropy_nats
-from codeprior.model import ModelConfig, Transformer, model_config, rotate, rotation_table
+from codeprior.model import DropPath, ModelConfig, Transformer, model_config, rotate, rotation_table
 
 GOLDEN = Path(__file__).parent / "golden"
 RECORDED_CONFIG = ModelConfig(
@@ -65,6 +65,27 @@ def test_state_dict_has_llamagens_names_and_shapes(name):
 )
 def test_parameter_counts_follow_from_llamagens_sizes(name, vocab_size, n_parameters):
     assert on_meta(name, vocab_size).n_parameters == n_parameters
+
+
+@pytest.mark.parametrize(
+    ("n_clusters", "n_layers", "millions"),
+    [
+        (8192, 1, 26.72),
+        (8192, 3, 40.88),
+        (8192, 6, 62.12),
+        (8192, 9, 83.36),
+        (8192, 12, 104.60),
+        (4096, 1, 23.58),
+        (2048, 1, 22.00),
+        (1024, 1, 21.22),
+        (512, 1, 20.83),
+    ],
+)
+def test_refine_nets_have_the_sizes_that_follow_from_the_paper(n_clusters, n_layers, millions):
+    shape = {"vocab_size": n_clusters, "output_size": 16384, "causal": False, "n_layers": n_layers}
+    with torch.device("meta"):
+        model = Transformer(model_config("GPT-B", n_classes=1000, grid=(16, 16), **shape))
+    assert round(model.n_parameters / 1e6, 2) == millions
 
 
 def test_tiny_has_under_a_million_parameters():
@@ -130,8 +151,106 @@ def test_dropout_acts_in_training_alone():
     assert not torch.equal(model.train()(classes, tokens), model(classes, tokens))
 
 
+def test_drop_path_grows_over_the_layers_and_takes_the_place_of_dropout():
+    config = model_config("tiny", vocab_size=8, n_classes=2, grid=(2, 2), drop_path=0.3)
+    assert (config.resid_dropout, config.ffn_dropout, config.token_dropout) == (0, 0, 0.1)
+    shares = [layer.drop_path.share for layer in Transformer(config).layers]
+    assert shares == pytest.approx(torch.linspace(0, 0.3, 4).tolist())  # LlamaGen's
+
+
+def test_drop_path_drops_a_branch_of_an_image_and_keeps_the_mean():
+    torch.manual_seed(0)
+    path = DropPath(0.25)
+    y = path(torch.ones(4000, 2, 3))
+    assert y.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert torch.equal(y, y[:, :1, :1].expand_as(y))
+    assert float(y.mean()) == pytest.approx(1, abs=0.05)  # seven standard errors
+    assert torch.equal(path.eval()(y), y)
+
+
+def test_without_the_mask_every_position_sees_all_and_predicts_its_own():
+    config = model_config("tiny", vocab_size=5, output_size=9, n_classes=2, grid=(2, 3), causal=False)
+    model = random_output(Transformer(config, torch.Generator().manual_seed(0)).eval())
+    clusters = torch.tensor([[0, 1, 2, 3, 4, 0]])
+    with torch.inference_mode():
+        before = model(torch.tensor([1]), clusters)
+        clusters[0, -1] = 2
+        after = model(torch.tensor([1]), clusters)
+        assert before.shape == (1, 6, 9)
+        assert (before != after).any(-1).all()
+        assert (model(torch.tensor([0]), clusters) != after).any(-1).all()
+
+
+def random_output(model: Transformer) -> Transformer:
+    """Outputs start at zero; here they say something."""
+    outputs = [model.output, *([model.cluster_output] if model.cluster_output is not None else [])]
+    for output in outputs:
+        torch.nn.init.normal_(output.weight, generator=torch.Generator().manual_seed(1))
+    return model
+
+
+@pytest.fixture
+def factorised() -> Transformer:
+    """Three clusters of eight tokens, of which token 5 is dead."""
+    config = model_config("tiny", vocab_size=8, n_clusters=3, n_classes=2, grid=(2, 2))
+    model = random_output(Transformer(config, torch.Generator().manual_seed(0)).eval())
+    model.factorise(torch.tensor([0, 2, 2, 1, 2, 0, 2, 2]), torch.arange(8) != 5)
+    return model
+
+
+def test_a_factorised_output_is_the_product_of_its_two_probabilities(factorised):
+    classes, tokens = torch.tensor([0, 1]), torch.tensor([[1, 3, 7], [0, 0, 2]])
+    with torch.inference_mode():
+        logits = factorised(classes, tokens).double()
+        states = factorised.states(factorised.embed(classes, tokens)).double()
+        of_tokens = states @ factorised.output.weight.double().T
+        of_clusters = (states @ factorised.cluster_output.weight.double().T).softmax(-1)
+    for cluster, members in enumerate([[0], [3], [1, 2, 4, 6, 7]]):
+        expected = of_clusters[..., cluster, None] * of_tokens[..., members].softmax(-1)
+        torch.testing.assert_close(logits[..., members].exp(), expected, rtol=1e-4, atol=1e-6)
+    probs = logits.float().softmax(-1)
+    assert (probs[..., 5] == 0).all()  # dead
+    torch.testing.assert_close(probs, logits.exp().float(), rtol=1e-5, atol=1e-6)
+
+
+def test_guidance_of_what_is_never_predicted_is_a_number(factorised):
+    logits = factorised(torch.tensor([0, 2]), torch.zeros(2, 0, dtype=torch.int64))[:, -1]
+    guided = logits[1:] + 7.5 * (logits[:1] - logits[1:])
+    assert guided.isfinite().all()
+    assert guided.softmax(-1)[0, 5] == 0
+
+
+def test_the_partition_is_part_of_a_factorised_models_state(factorised):
+    other = Transformer(factorised.config)
+    other.load_state_dict(factorised.state_dict())
+    assert other.cluster_output is not None
+    assert other.cluster_output.token_to_cluster.tolist() == [0, 2, 2, 1, 2, 0, 2, 2]
+    assert other.cluster_output.live.tolist() == [True] * 5 + [False] + [True] * 2
+
+
+def test_a_partition_that_does_not_fit_is_refused(factorised):
+    everything = torch.ones(8, dtype=torch.bool)
+    for labels, live in [
+        (torch.zeros(8, dtype=torch.int64), everything),
+        (torch.arange(9) % 3, torch.ones(9, dtype=torch.bool)),
+        (torch.arange(8) % 4, everything),
+    ]:
+        with pytest.raises(ValueError, match="clusters"):
+            factorised.factorise(labels, live)
+
+
 @pytest.mark.parametrize(
-    "change", [{"dim": 60}, {"vocab_size": 0}, {"grid": (4, 0)}, {"dropout": 1.0}, {"n_classes": 0}]
+    "change",
+    [
+        {"dim": 60},
+        {"vocab_size": 0},
+        {"grid": (4, 0)},
+        {"ffn_dropout": 1.0},
+        {"drop_path": -0.1},
+        {"n_classes": 0},
+        {"n_clusters": 9},
+        {"output_size": 0},
+    ],
 )
 def test_sizes_that_make_no_model_are_refused(change):
     sizes = {"dim": 64, "n_layers": 1, "n_heads": 4, "vocab_size": 8, "n_classes": 2, "grid": (4, 4)}

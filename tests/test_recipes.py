@@ -32,6 +32,8 @@ def test_a_recipe_sets_what_the_originals_set(size, kind, capsys):
         "beta2": 0.95,
         "grad_clip": 1.0,
         "dropout": 0.1,
+        "token_dropout": 0.1,
+        "drop_path": 0.0,
         "class_dropout": 0.1,
         "ema_decay": 0.0,
         "precision": "bf16",

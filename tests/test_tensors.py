@@ -8,7 +8,7 @@ from codeprior.tensors import load_state, read_tensors, save_state, save_tensors
 
 
 def new_model(seed: int, vocab_size: int = 8) -> Transformer:
-    config = model_config("tiny", vocab_size=vocab_size, n_classes=2, grid=(2, 2), dropout=0.0)
+    config = model_config("tiny", vocab_size=vocab_size, n_classes=2, grid=(2, 2), dropout=0.0, token_dropout=0.0)
     return Transformer(config, torch.Generator().manual_seed(seed))
 
 

@@ -129,7 +129,7 @@ def test_a_complete_run_is_not_done_twice(tiny, uninterrupted):
 
 
 def test_the_loss_falls(tiny, tmp_path):
-    results = train(settings(tiny, tmp_path / "gpt", steps=40, dropout=0.0))
+    results = train(settings(tiny, tmp_path / "gpt", steps=40, dropout=0.0, token_dropout=0.0))
     first = metrics(tmp_path / "gpt")[0]["train_nats_per_token"]
     assert results["train_nats_per_token"] < first - 0.5
 
@@ -227,7 +227,15 @@ def test_a_batch_in_parts_has_the_gradients_of_the_whole(tiny, tmp_path):
 
 
 def test_iar_trains_a_model_of_tokens_with_a_prior(tiny, tmp_path):
-    config = settings(tiny, tmp_path / "gpt", steps=40, dropout=0.0, prior=tiny / "prior.safetensors", objective="iar")
+    config = settings(
+        tiny,
+        tmp_path / "gpt",
+        steps=40,
+        dropout=0.0,
+        token_dropout=0.0,
+        prior=tiny / "prior.safetensors",
+        objective="iar",
+    )
     results = train(config)
     first = metrics(tmp_path / "gpt")[0]["train_loss_nats"]
     assert results["train_loss_nats"] < first - 0.5

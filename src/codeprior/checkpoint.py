@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -117,4 +118,12 @@ def _read_config(path: Path) -> CheckpointConfig:
     names = {field.name for field in fields(CheckpointConfig)}
     if not isinstance(record, dict) or record.keys() != names:
         raise InputError(f"{path} is not the config of a checkpoint; it must hold {', '.join(sorted(names))}")
-    return CheckpointConfig(**{**record, "model": ModelConfig(**record["model"])})
+    return CheckpointConfig(**{**record, "model": _read_model_config(record["model"])})
+
+
+def _read_model_config(record: dict[str, Any]) -> ModelConfig:
+    """An architecture as it was written; before there were several dropouts, one was all three."""
+    if "dropout" in record:
+        dropout = record.pop("dropout")
+        record |= dict.fromkeys(("token_dropout", "resid_dropout", "ffn_dropout"), dropout)
+    return ModelConfig(**record)

@@ -15,6 +15,9 @@ from torch.autograd.function import once_differentiable
 
 ClusterForm = Literal["logsumexp", "mean", "logmeanexp"]
 
+# The logit of what is never predicted: its probability is exactly 0, and differences of it are finite.
+NEVER = -1e9
+
 # Logits that are held at a time by `projected`, 64 MB in float32.
 LOGITS_AT_ONCE = 1 << 24
 
@@ -70,13 +73,44 @@ def cluster_logits(logits: Tensor, token_to_cluster: Tensor, form: ClusterForm =
     IAR, arXiv:2501.00880, Sec. 3.3 (mean); its published code uses log-sum-exp over equal blocks.
     """
     sizes = token_to_cluster.bincount()
-    sums = logits.new_zeros(*logits.shape[:-1], len(sizes))
     if form == "mean":
+        sums = logits.new_zeros(*logits.shape[:-1], len(sizes))
         return sums.index_add(-1, token_to_cluster, logits) / sizes
-    index = token_to_cluster.expand_as(logits)
-    largest = torch.full_like(sums, -torch.inf).scatter_reduce(-1, index, logits.detach(), "amax")
-    logs = sums.index_add(-1, token_to_cluster, (logits - largest[..., token_to_cluster]).exp()).log() + largest
+    logs = segment_logsumexp(logits, token_to_cluster)
     return logs if form == "logsumexp" else logs - sizes.log()
+
+
+def segment_logsumexp(logits: Tensor, token_to_cluster: Tensor) -> Tensor:
+    """log of the sum of exp of each cluster's tokens: (..., V) and (V,) to (..., G)."""
+    n_clusters = int(token_to_cluster.max()) + 1
+    zeros = logits.new_zeros(*logits.shape[:-1], n_clusters)
+    index = token_to_cluster.expand_as(logits)
+    largest = (zeros - torch.inf).scatter_reduce(-1, index, logits.detach(), "amax")
+    return zeros.index_add(-1, token_to_cluster, (logits - largest[..., token_to_cluster]).exp()).log() + largest
+
+
+def factorised_log_probs(logits: Tensor, cluster_logits: Tensor, token_to_cluster: Tensor, live: Tensor) -> Tensor:
+    """log p(token) = log p(its cluster) + log p(token, given its cluster), for all tokens.
+
+    The second factor is the softmax among the live tokens of the cluster.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (..., V), float32
+        Of tokens; they matter up to a constant in each cluster.
+    cluster_logits : Tensor of shape (..., G), float32
+    token_to_cluster : Tensor of shape (V,), int64
+    live : Tensor of shape (V,), bool
+        Which tokens may be predicted; at least one of each cluster.
+
+    Returns
+    -------
+    Tensor of shape (..., V), float32
+        `NEVER` for what is not live: finite, so that guidance may subtract one from another.
+    """
+    inside = segment_logsumexp(logits.masked_fill(~live, -torch.inf), token_to_cluster)
+    each_cluster = cluster_logits.log_softmax(-1) - inside
+    return (logits + each_cluster[..., token_to_cluster]).masked_fill(~live, NEVER)
 
 
 def cluster_cross_entropy_nats(

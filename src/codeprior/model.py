@@ -1,21 +1,27 @@
-"""The autoregressive transformer: LlamaGen's class-conditional model, with its state-dict names and its numbers.
+"""The transformer: LlamaGen's class-conditional model, with its state-dict names and its numbers, and two variants.
 
-Shapes: B batch, T tokens, S positions (the class, then tokens), V vocabulary, D width, N heads, H head width,
-F feed-forward width, C classes. The vocabulary is the tokenizer's codes or the clusters of a prior; the model does not
-know which.
+Shapes: B batch, T tokens, S positions (the class, then tokens), V output vocabulary, G clusters, D width, N heads,
+H head width, F feed-forward width, C classes. A vocabulary is the tokenizer's codes or the clusters of a prior; the
+model does not know which.
 
-LlamaGen: Sun et al. 2024, arXiv:2406.06525. Of its options this has the class-conditional model without drop-path.
+The variants: without the causal mask and with an output vocabulary of its own it refines clusters to tokens, all
+positions at once (CTF); with a factorised output it predicts a cluster and the token within it from one state.
+
+LlamaGen: Sun et al. 2024, arXiv:2406.06525. CTF: "Improving Autoregressive Image Generation through Coarse-to-Fine
+Token Prediction", arXiv:2503.16194.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codeprior.errors import InputError
+from codeprior.losses import factorised_log_probs
 
 
 @dataclass(frozen=True)
@@ -35,27 +41,47 @@ class ModelConfig:
     n_heads: int
     """Attention heads N."""
     vocab_size: int
-    """Number of tokens, or of clusters."""
+    """Number of tokens, or of clusters, that go in; and come out, unless `output_size` says otherwise."""
     n_classes: int
     """Number of classes; the null class of guidance is one more."""
     grid: tuple[int, int]
     """Rows and columns of tokens."""
     ffn_multiple: int = 256
     """The feed-forward width is 8/3 D, rounded up to a multiple of this."""
-    dropout: float = 0.1
-    """Of the input embeddings, the attention's output and the feed-forward's."""
+    output_size: int | None = None
+    """Number of tokens that come out, V, where it differs from `vocab_size`."""
+    causal: bool = True
+    """Whether a position sees only those before it, and predicts the next token; else it sees all, and its own."""
+    n_clusters: int | None = None
+    """Clusters G of a factorised output; None for the plain one, V logits."""
+    token_dropout: float = 0.1
+    """Of the input embeddings."""
+    resid_dropout: float = 0.1
+    """Of the attention's output."""
+    ffn_dropout: float = 0.1
+    """Of the feed-forward's output."""
+    drop_path: float = 0.0
+    """Share of the images that skip the attention, and the feed-forward, of the last block; less in those before it."""
     null_class: bool = True
     """Whether there is an embedding for "no class"; guidance needs it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", tuple(self.grid))
         sizes = (self.dim, self.n_layers, self.n_heads, self.vocab_size, self.n_classes, self.ffn_multiple, *self.grid)
-        if len(self.grid) != 2 or min(sizes) < 1:
+        if len(self.grid) != 2 or min(*sizes, self.n_outputs) < 1:
             raise InputError(f"every size of a model must be positive and the grid (rows, columns), got {self}")
+        if self.n_clusters is not None and not 1 <= self.n_clusters <= self.n_outputs:
+            raise InputError(f"n_clusters must be between 1 and the {self.n_outputs} tokens, got {self.n_clusters}")
         if self.dim % (4 * self.n_heads):
             raise InputError(f"dim must be a multiple of 4 n_heads = {4 * self.n_heads}, got {self.dim}")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+        for name in ("token_dropout", "resid_dropout", "ffn_dropout", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+
+    @property
+    def n_outputs(self) -> int:
+        """Output vocabulary V."""
+        return self.vocab_size if self.output_size is None else self.output_size
 
     @property
     def n_tokens(self) -> int:
@@ -131,15 +157,29 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), self.weight.shape, eps=self.eps).type_as(x) * self.weight
 
 
+class DropPath(nn.Module):
+    """In training, leave a branch out for a share of the images, and scale it up for the others (stochastic depth)."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.share == 0:
+            return x
+        kept = 1 - self.share
+        return x * x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(kept).div_(kept)
+
+
 class Attention(nn.Module):
-    """Causal multi-head self-attention with rotary positions."""
+    """Multi-head self-attention with rotary positions, causal or not."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.head_shape = layer, (config.n_heads, config.head_dim)
+        self.layer, self.head_shape, self.causal = layer, (config.n_heads, config.head_dim), config.causal
         self.wqkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
         self.wo = nn.Linear(config.dim, config.dim, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.resid_dropout)
 
     def forward(self, x: Tensor, table: Tensor, cache: KVCache | None) -> Tensor:
         qkv = self.wqkv(x).unflatten(-1, (3, *self.head_shape))  # (B, S, 3, N, H)
@@ -147,7 +187,7 @@ class Attention(nn.Module):
         v = qkv[:, :, 2].transpose(1, 2)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal and q.shape[2] > 1)
         return self.dropout(self.wo(y.transpose(1, 2).flatten(2)))
 
 
@@ -159,7 +199,7 @@ class FeedForward(nn.Module):
         self.w1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.w3 = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.w2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.ffn_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
@@ -174,10 +214,11 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
         self.attention_norm = RMSNorm(config.dim)
         self.ffn_norm = RMSNorm(config.dim)
+        self.drop_path = DropPath(config.drop_path * layer / max(1, config.n_layers - 1))
 
     def forward(self, x: Tensor, table: Tensor, cache: KVCache | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), table, cache)
-        return x + self.feed_forward(self.ffn_norm(x))
+        x = x + self.drop_path(self.attention(self.attention_norm(x), table, cache))
+        return x + self.drop_path(self.feed_forward(self.ffn_norm(x)))
 
 
 class ClassEmbedding(nn.Module):
@@ -191,15 +232,34 @@ class ClassEmbedding(nn.Module):
         return self.embedding_table(classes)
 
 
+class ClusterOutput(nn.Module):
+    """The first half of a factorised output: logits of the clusters, and which tokens each cluster has.
+
+    The partition is part of the weights: a model knows what its clusters are.
+    """
+
+    token_to_cluster: Tensor
+    live: Tensor
+
+    def __init__(self, n_clusters: int, n_tokens: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_clusters, dim))
+        self.register_buffer("token_to_cluster", torch.arange(n_tokens) % n_clusters)
+        self.register_buffer("live", torch.ones(n_tokens, dtype=torch.bool))
+
+    def forward(self, states: Tensor) -> Tensor:
+        return F.linear(states, self.weight)
+
+
 class Transformer(nn.Module):
-    """A class, then tokens in raster order; each position predicts the next token.
+    """A class, then tokens in raster order; each position predicts the next token, or without the mask its own.
 
     Parameters
     ----------
     config : ModelConfig
     generator : torch.Generator, optional
-        Of the initial weights: normal with deviation 0.02, `output` zero. Models that differ in their vocabulary alone
-        start from the same trunk.
+        Of the initial weights: normal with deviation 0.02, `output` zero. Models that differ in their vocabularies
+        alone start from the same trunk.
     """
 
     rotation_table: Tensor
@@ -209,10 +269,13 @@ class Transformer(nn.Module):
         self.config = config
         self.cls_embedding = ClassEmbedding(config)
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
-        self.tok_dropout = nn.Dropout(config.dropout)
+        self.tok_dropout = nn.Dropout(config.token_dropout)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.dim)
-        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.output = nn.Linear(config.dim, config.n_outputs, bias=False)
+        self.cluster_output = None
+        if config.n_clusters is not None:
+            self.cluster_output = ClusterOutput(config.n_clusters, config.n_outputs, config.dim)
         self.register_buffer("rotation_table", rotation_table(config.grid, config.head_dim), persistent=False)
         self._initialise(generator)
 
@@ -223,6 +286,32 @@ class Transformer(nn.Module):
         self.cls_embedding.embedding_table.weight.normal_(std=0.02, generator=generator)
         self.tok_embeddings.weight.normal_(std=0.02, generator=generator)  # last: it alone depends on V
         self.output.weight.zero_()
+        if self.cluster_output is not None:
+            self.cluster_output.weight.zero_()
+
+    def factorise(self, token_to_cluster: Tensor, live: Tensor) -> None:
+        """Say what the clusters of a factorised output are.
+
+        Parameters
+        ----------
+        token_to_cluster : Tensor of shape (V,), int64
+            Cluster of each token, 0 to G - 1.
+        live : Tensor of shape (V,), bool
+            Which tokens may be predicted; at least one of each cluster.
+
+        Raises
+        ------
+        ValueError
+            If the output is not factorised, or some cluster has no token that may be predicted.
+        """
+        n_clusters, n_tokens = self.config.n_clusters or 0, self.config.n_outputs
+        sizes = token_to_cluster[live].bincount(minlength=n_clusters)
+        if self.cluster_output is None or len(token_to_cluster) != n_tokens or sizes.shape != (n_clusters,):
+            raise ValueError(f"expected {n_tokens} tokens in {n_clusters} clusters, got {len(token_to_cluster)} tokens")
+        if (sizes == 0).any():
+            raise ValueError(f"{int((sizes == 0).sum())} clusters have no live token")
+        self.cluster_output.token_to_cluster.copy_(token_to_cluster)
+        self.cluster_output.live.copy_(live)
 
     @property
     def n_parameters(self) -> int:
@@ -250,25 +339,35 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def logits(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits (B, S, V), float32; as `states`."""
-        return self.output(self.states(x, cache)).float()
+        """Logits (B, S, V), float32; as `states`. A factorised output's are log-probabilities, far below all others
+        for what is never predicted."""
+        return self.head(self.states(x, cache))
+
+    def head(self, states: Tensor) -> Tensor:
+        """Logits (B, S, V), float32, of states (B, S, D)."""
+        logits = self.output(states).float()
+        if self.cluster_output is None:
+            return logits
+        clusters = self.cluster_output(states).float()
+        return factorised_log_probs(logits, clusters, self.cluster_output.token_to_cluster, self.cluster_output.live)
 
     def forward(self, classes: Tensor, tokens: Tensor) -> Tensor:
-        """Teacher-forced logits.
+        """Logits of all positions at once: teacher-forced where the model is causal.
 
         Parameters
         ----------
         classes : Tensor of shape (B,), int64
             `config.n_classes` is the null class.
         tokens : Tensor of shape (B, T'), int64
-            The first T' tokens, T' < T.
+            The first T' tokens, T' < T; all T where the model is not causal.
 
         Returns
         -------
         logits : Tensor of shape (B, 1 + T', V), float32
-            Of the tokens 0 to T'.
+            Of the tokens 0 to T'; (B, T, V), of the positions of `tokens`, where the model is not causal.
         """
-        return self.logits(self.embed(classes, tokens))
+        states = self.states(self.embed(classes, tokens))
+        return self.head(states if self.config.causal else states[:, 1:])
 
 
 _PRESETS = {
@@ -286,9 +385,27 @@ _PRESETS = {
 
 
 def model_config(
-    name: str, *, vocab_size: int, n_classes: int, grid: tuple[int, int], dropout: float = 0.1, null_class: bool = True
+    name: str,
+    *,
+    vocab_size: int,
+    n_classes: int,
+    grid: tuple[int, int],
+    dropout: float = 0.1,
+    token_dropout: float = 0.1,
+    drop_path: float = 0.0,
+    n_layers: int | None = None,
+    **others: Any,
 ) -> ModelConfig:
     """The architecture of that name (LlamaGen's, and "tiny": under a million parameters) for these data.
+
+    Parameters
+    ----------
+    dropout : float
+        Residual and feed-forward dropout; none where there is drop path, as in LlamaGen's trainer.
+    n_layers : int, optional
+        Blocks, where not as many as the name says.
+    **others
+        Of `ModelConfig`.
 
     Raises
     ------
@@ -297,15 +414,19 @@ def model_config(
     """
     if name not in _PRESETS:
         raise InputError(f"model must be one of {', '.join(_PRESETS)}, got {name!r}")
-    n_layers, n_heads, dim, ffn_multiple = _PRESETS[name]
+    n_preset_layers, n_heads, dim, ffn_multiple = _PRESETS[name]
+    dropout = 0.0 if drop_path else dropout
     return ModelConfig(
         dim=dim,
-        n_layers=n_layers,
+        n_layers=n_layers or n_preset_layers,
         n_heads=n_heads,
         vocab_size=vocab_size,
         n_classes=n_classes,
         grid=grid,
         ffn_multiple=ffn_multiple,
-        dropout=dropout,
-        null_class=null_class,
+        token_dropout=token_dropout,
+        resid_dropout=dropout,
+        ffn_dropout=dropout,
+        drop_path=drop_path,
+        **others,
     )

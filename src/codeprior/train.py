@@ -160,6 +160,8 @@ class _Run:
             n_classes=len(codes.class_names),
             grid=codes.grid,
             dropout=config.dropout,
+            token_dropout=config.token_dropout,
+            drop_path=config.drop_path,
             null_class=config.class_dropout > 0,
         )
         initial = torch.Generator().manual_seed(config.seed)

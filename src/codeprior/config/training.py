@@ -53,7 +53,11 @@ class TrainConfig(MakeConfig):
     grad_clip: float = 1.0
     """Largest gradient norm."""
     dropout: float = 0.1
-    """Token, residual and feed-forward dropout."""
+    """Residual and feed-forward dropout; none where there is drop path (LlamaGen)."""
+    token_dropout: float = 0.1
+    """Dropout of the input embeddings."""
+    drop_path: float = 0.0
+    """Share of the images that skip the last block's branches; less in the blocks before it."""
     class_dropout: float = 0.1
     """Share of samples trained without their class, for guidance."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
