@@ -26,6 +26,7 @@ def write(folder, *, prior=None):
         codebook_size=8,
         codebook_digest="sha256:" + "a" * 64,
         tokenizer_digest="sha256:" + "b" * 64,
+        objective="token" if prior is None else "cluster",
         prior_digest=None if prior is None else prior.digest,
     )
     with Workspace(folder, kind="checkpoint", settings={}, inputs={}) as workspace:
@@ -59,6 +60,7 @@ def test_a_checkpoint_from_before_there_were_several_dropouts_is_read(tmp_path):
     _, config = write(tmp_path / "gpt")
     record = json.loads((tmp_path / "gpt" / "config.json").read_text())
     new = ("token_dropout", "resid_dropout", "ffn_dropout", "drop_path", "output_size", "causal", "n_clusters")
+    del record["objective"]
     record["model"] = {"dropout": 0.0} | {name: x for name, x in record["model"].items() if name not in new}
     folder = tmp_path / "old"
     with Workspace(folder, kind="checkpoint", settings={}, inputs={}) as workspace:

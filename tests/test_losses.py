@@ -8,7 +8,10 @@ from codeprior.losses import (
     cluster_cross_entropy_nats,
     cluster_logits,
     cross_entropy_nats,
+    factorised_log_probs,
+    factorised_nats,
     iar_nats,
+    member_nats,
     projected,
     token_nats,
 )
@@ -120,6 +123,59 @@ def test_a_member_of_a_larger_cluster_gets_a_smaller_gradient_of_the_mean_logit_
         p = cluster_logits(logits, token_to_cluster, form).softmax(-1)[0, 0]
         share = logits[0, :8].softmax(-1) if form == "logsumexp" else torch.full((8,), 1 / 8)
         torch.testing.assert_close(gradient[:8], (p - 1) * share)
+
+
+@pytest.mark.parametrize("at_once", [1, 36, 1 << 24])
+def test_member_and_factorised_nats_equal_their_definition(token_to_cluster, at_once, monkeypatch):
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", at_once)
+    generator = torch.Generator().manual_seed(5)
+    n_clusters = int(token_to_cluster.max()) + 1
+    states, weight = 2 * torch.randn(3, 31, 6, generator=generator), torch.randn(12, 6, generator=generator)
+    cluster_weight = torch.randn(n_clusters, 6, generator=generator)
+    targets = torch.randint(12, (3, 31), generator=generator)
+
+    def definition(states, weight, cluster_weight):  # in float64, one position after the other
+        nats = 0
+        for state, target in zip(states.flatten(0, 1), targets.flatten(), strict=True):
+            cluster = token_to_cluster[target]
+            members = (token_to_cluster == cluster).nonzero()[:, 0]
+            inside = (weight[members] @ state).log_softmax(0)[(members == target).nonzero()[0, 0]]
+            nats = nats - (cluster_weight @ state).log_softmax(0)[cluster] - inside
+        return nats / targets.numel()
+
+    def fast(states, weight, cluster_weight):
+        return factorised_nats(states, weight, cluster_weight, targets, token_to_cluster)
+
+    problem = states, weight, cluster_weight
+    expected = with_gradient(definition, *[tensor.double() for tensor in problem])
+    for one, other in zip(with_gradient(fast, *problem), expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-6)
+    members = member_nats(states, weight, targets, token_to_cluster)
+    clusters = cross_entropy_nats(states @ cluster_weight.T, token_to_cluster[targets])
+    torch.testing.assert_close(members + clusters, fast(*problem))
+
+
+def test_factorised_nats_are_the_likelihood_that_sampling_has(token_to_cluster):
+    generator = torch.Generator().manual_seed(6)
+    states, weight = torch.randn(20, 6, generator=generator), torch.randn(12, 6, generator=generator)
+    cluster_weight = torch.randn(int(token_to_cluster.max()) + 1, 6, generator=generator)
+    targets, live = torch.randint(12, (20,), generator=generator), torch.ones(12, dtype=torch.bool)
+    log_probs = factorised_log_probs(states @ weight.T, states @ cluster_weight.T, token_to_cluster, live)
+    torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(20))
+    nats = factorised_nats(states, weight, cluster_weight, targets, token_to_cluster)
+    torch.testing.assert_close(nats, cross_entropy_nats(log_probs, targets))
+
+
+def test_member_nats_under_autocast_keep_the_loss_in_float32():
+    generator = torch.Generator().manual_seed(7)
+    states, weight = torch.randn(40, 16, generator=generator), torch.randn(8, 16, generator=generator)
+    labels, targets = torch.arange(8) // 3, torch.arange(40) % 8
+    exact = with_gradient(lambda h, w: member_nats(h, w, targets, labels), states, weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = with_gradient(lambda h, w: member_nats(h, w, targets, labels), states, weight)
+    for one, other in zip(rounded, exact, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.02)  # bfloat16 has eight bits
 
 
 @pytest.mark.parametrize("at_once", [1, 36, 1 << 24])

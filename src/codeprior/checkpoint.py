@@ -1,9 +1,9 @@
 """Checkpoints: a trained transformer that needs nothing beside it but the tokenizer.
 
 A finished checkpoint is a folder with `model.safetensors`, `config.json` and, where there are such, `ema.safetensors`
-(the weights averaged over steps) and `prior.safetensors` (whose clusters are predicted). While training, the folder
-holds one more file, `state.safetensors`: weights, optimizer and a record in its metadata. It is replaced by one rename,
-so a kill at any moment leaves the last state or the one before.
+(the weights averaged over steps) and `prior.safetensors` (whose clusters come out, or go in). While training, the
+folder holds one more file, `state.safetensors`: weights, optimizer and a record in its metadata. It is replaced by one
+rename, so a kill at any moment leaves the last state or the one before.
 """
 
 from __future__ import annotations
@@ -38,21 +38,18 @@ class CheckpointConfig:
     image_size: int
     """Side of the images whose codes it was trained on, pixels."""
     codebook_size: int
-    """Codes of the tokenizer, V; equal to the model's vocabulary unless it predicts clusters."""
+    """Codes of the tokenizer, V."""
     codebook_digest: str
     """Codebook that the codes belong to."""
     tokenizer_digest: str
     """Tokenizer that encoded the training images."""
+    objective: str
+    """What it was trained to predict: "token", "cluster", "iar", "factorised" or "refine"."""
     prior_digest: str | None = None
-    """Prior whose clusters are predicted; None where tokens are."""
+    """Prior that decoding needs, for "cluster" and "refine": its clusters are what comes out, or goes in."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", tuple(self.class_names))
-
-    @property
-    def objective(self) -> str:
-        """What is predicted: "token" or "cluster"."""
-        return "token" if self.prior_digest is None else "cluster"
 
     def verify(self, codebook_digest: str, what: str) -> None:
         """Refuse to be combined with another codebook's tokenizer or codes; names both digests."""
@@ -65,7 +62,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A trained transformer, in `eval()`; `prior` is the one whose clusters it predicts, if it does."""
+    """A trained transformer, in `eval()`; `prior` is the one that decoding needs, if it does."""
 
     model: Transformer
     config: CheckpointConfig
@@ -116,8 +113,10 @@ def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu", *, a
 def _read_config(path: Path) -> CheckpointConfig:
     record = read_json(path)
     names = {field.name for field in fields(CheckpointConfig)}
-    if not isinstance(record, dict) or record.keys() != names:
+    if not isinstance(record, dict) or record.keys() | {"objective"} != names:
         raise InputError(f"{path} is not the config of a checkpoint; it must hold {', '.join(sorted(names))}")
+    # before it was written down there were two that sampling told apart
+    record.setdefault("objective", "token" if record["prior_digest"] is None else "cluster")
     return CheckpointConfig(**{**record, "model": _read_model_config(record["model"])})
 
 

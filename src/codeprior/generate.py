@@ -28,6 +28,7 @@ from codeprior.model import KVCache, Transformer
 from codeprior.pixels import to_pixels
 from codeprior.plots import image_grid
 from codeprior.progress import track
+from codeprior.refine import Chooser, chooser
 from codeprior.tokenizers import Tokenizer, load_tokenizer
 
 SAMPLES = "samples.npz"
@@ -162,15 +163,18 @@ def sample(config: SampleConfig) -> dict[str, Any]:
     checkpoint = load_checkpoint(config.checkpoint, device, average=config.ema)
     tokenizer = load_tokenizer(config.tokenizer, device)
     _check_inputs(config, checkpoint, tokenizer)
+    refiner = None if config.refine is None else load_checkpoint(config.refine, device, average=config.ema)
+    choose = chooser(checkpoint, refiner, config.pick, config.refine_temperature)
+    second_stage = {} if refiner is None else {"refine": refiner.digest}
     with Workspace(
         config.output,
         kind="samples",
         settings=config.settings(),
-        inputs={"checkpoint": checkpoint.digest, "tokenizer": tokenizer.digest},
+        inputs={"checkpoint": checkpoint.digest, "tokenizer": tokenizer.digest, **second_stage},
         overwrite=config.overwrite,
     ) as workspace:
         if not workspace.complete:
-            _sample_all(config, workspace, checkpoint, tokenizer, device)
+            _sample_all(config, workspace, checkpoint, tokenizer, choose, device)
         assert workspace.manifest is not None
         return {"output": str(config.output), **workspace.manifest.results}
 
@@ -182,7 +186,12 @@ def _check_inputs(config: SampleConfig, checkpoint: Checkpoint, tokenizer: Token
 
 
 def _sample_all(
-    config: SampleConfig, workspace: Workspace, checkpoint: Checkpoint, tokenizer: Tokenizer, device: torch.device
+    config: SampleConfig,
+    workspace: Workspace,
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    choose: Chooser,
+    device: torch.device,
 ) -> None:
     parts = _Parts(workspace.path(_PARTS))
     n_done = len(parts)
@@ -191,7 +200,7 @@ def _sample_all(
     n_batches_before = -(-n_done // config.batch_size)
     for start in track(starts, "sample", total=n_batches_before + len(starts), start=n_batches_before):
         indices = np.arange(start, min(start + config.batch_size, config.n_images))
-        parts.append(_sample_batch(config, checkpoint, tokenizer, indices, device))
+        parts.append(_sample_batch(config, checkpoint, tokenizer, choose, indices, device))
         workspace.checkpoint()
     n_made, time_s = config.n_images - n_done, time.perf_counter() - began
     labels = classes_of(np.arange(config.n_images), len(checkpoint.config.class_names))
@@ -208,17 +217,20 @@ def _sample_all(
 
 
 def _sample_batch(
-    config: SampleConfig, checkpoint: Checkpoint, tokenizer: Tokenizer, indices: np.ndarray, device: torch.device
+    config: SampleConfig,
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    choose: Chooser,
+    indices: np.ndarray,
+    device: torch.device,
 ) -> np.ndarray:
     """Images uint8 (B, H, W, 3) of the samples with these indices."""
     architecture = checkpoint.config.model
-    draws = uniforms_of(config.seed, indices, (2, architecture.n_tokens))  # one for the model, one for the pick
+    draws = uniforms_of(config.seed, indices, (2, architecture.n_tokens))  # one for the model, one for the choice
+    for_model, for_choice = torch.from_numpy(draws).to(device).unbind(1)
     classes = torch.from_numpy(classes_of(indices, architecture.n_classes)).to(device)
     decoding = Decoding(config.cfg_scale, config.cfg_interval, config.temperature, config.top_k, config.top_p)
-    tokens = generate(checkpoint.model, classes, torch.from_numpy(draws[:, 0]).to(device), decoding)
-    if checkpoint.prior is not None:
-        picked = checkpoint.prior.pick_tokens_at(tokens.cpu().numpy(), draws[:, 1], by=config.pick)
-        tokens = torch.from_numpy(picked).to(device)
+    tokens = choose(generate(checkpoint.model, classes, for_model, decoding), classes, for_choice)
     with torch.inference_mode():
         return to_pixels(tokenizer.decode(tokens, architecture.grid))
 

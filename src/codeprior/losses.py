@@ -21,6 +21,8 @@ NEVER = -1e9
 # Logits that are held at a time by `projected`, 64 MB in float32.
 LOGITS_AT_ONCE = 1 << 24
 
+_RUNS = 32  # of positions whose clusters are neighbours, in `member_nats`
+
 
 def cross_entropy_nats(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean of -log p(target): logits (..., V) float32, targets (...) int64; a scalar, nats per token."""
@@ -198,6 +200,52 @@ class _TokenAndCluster(torch.autograd.Function):
         return out.mul_(grad / len(targets)), None, None, None, None
 
 
+def member_nats(states: Tensor, weight: Tensor, targets: Tensor, token_to_cluster: Tensor) -> Tensor:
+    """Mean of -log p(target, given its cluster): softmax of ``states @ weight.T`` among the members of the cluster.
+
+    What one position needs are the few logits of its target's cluster. Positions in the order of their clusters need
+    neighbouring members, so that a run of positions is one small matrix product, masked: some N V / 32 logits in place
+    of N V, a run at a time, gradients made at once.
+
+    Parameters
+    ----------
+    states : Tensor of shape (..., D)
+    weight : Tensor of shape (V, D)
+        Under autocast the products are made in its precision, and the logits and the loss in float32.
+    targets : Tensor of shape (...), int64
+        Tokens.
+    token_to_cluster : Tensor of shape (V,), int64
+        Cluster of each token, 0 to G - 1; sizes may differ.
+
+    Returns
+    -------
+    scalar Tensor, float32
+        Nats per token.
+    """
+    result: Tensor = _Members.apply(states.flatten(0, -2), weight, targets.flatten(), token_to_cluster)
+    return result
+
+
+def factorised_nats(
+    states: Tensor, weight: Tensor, cluster_weight: Tensor, targets: Tensor, token_to_cluster: Tensor
+) -> Tensor:
+    """Mean of -log p(cluster of the target) - log p(target, given its cluster): the exact likelihood, nats per token.
+
+    Parameters
+    ----------
+    states : Tensor of shape (..., D)
+        What both factors are predicted from.
+    weight : Tensor of shape (V, D)
+        Of the tokens' logits.
+    cluster_weight : Tensor of shape (G, D)
+        Of the clusters' logits.
+    targets, token_to_cluster
+        As `member_nats`.
+    """
+    clusters = projected(cross_entropy_nats, states, cluster_weight, token_to_cluster[targets])
+    return clusters + member_nats(states, weight, targets, token_to_cluster)
+
+
 def projected(loss: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, projection: Tensor, targets: Tensor) -> Tensor:
     """``loss(hidden @ projection.T, targets)`` without ever holding all of the logits.
 
@@ -221,11 +269,16 @@ def projected(loss: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, projecti
     return result
 
 
+def _working_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
+    """The precision of matrix products: autocast's where it is on."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+
+
 class _Projected(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loss: Callable[..., Tensor], hidden: Tensor, projection: Tensor, targets: Tensor) -> Tensor:
         device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else projection.dtype
+        dtype = _working_dtype(device, projection.dtype)
         narrow, weights = hidden.detach().to(dtype), projection.detach().to(dtype)
         wanted = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         hidden_grad = torch.empty_like(narrow) if wanted else None
@@ -252,3 +305,47 @@ class _Projected(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor, None]:
         hidden_grad, projection_grad = ctx.saved_tensors
         return None, (hidden_grad * grads[0]).to(ctx.hidden_dtype), projection_grad * grads[0], None
+
+
+class _Members(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, token_to_cluster: Tensor) -> Tensor:
+        device = states.device.type
+        dtype = _working_dtype(device, weight.dtype)
+        narrow = states.detach().to(dtype)
+        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        states_grad = torch.empty_like(narrow) if wanted else None
+        weight_grad = torch.zeros_like(weight) if wanted else None
+        members = token_to_cluster.argsort(stable=True)  # tokens in the order of their clusters
+        place = torch.empty_like(members).scatter_(0, members, torch.arange(len(members), device=members.device))
+        ends = token_to_cluster.bincount().cumsum(0)
+        order = place[targets].argsort()
+        clusters, places = token_to_cluster[targets][order], place[targets][order]
+        lasts, firsts = ends[clusters], (ends - token_to_cluster.bincount())[clusters]
+        run = max(1, min(len(targets) // _RUNS, LOGITS_AT_ONCE // len(weight)))
+        starts = range(0, len(targets), run)
+        bounds = torch.stack([firsts[::run], lasts[[min(start + run, len(targets)) - 1 for start in starts]]], dim=1)
+        total = torch.zeros((), device=states.device)
+        with torch.autocast(device, enabled=False):
+            for start, (low, high) in zip(starts, bounds.tolist(), strict=True):
+                rows = slice(start, start + run)
+                tokens, positions = members[low:high], order[rows]
+                x, w = narrow[positions], weight.detach()[tokens].to(dtype)
+                column = torch.arange(low, high, device=states.device)
+                outside = (column < firsts[rows, None]) | (column >= lasts[rows, None])
+                log_probs = (x @ w.T).float().masked_fill_(outside, -torch.inf).log_softmax(-1)
+                aim = (places[rows] - low)[:, None]
+                total -= log_probs.gather(-1, aim).sum()
+                if states_grad is not None and weight_grad is not None:
+                    grad = log_probs.exp_().scatter_add_(-1, aim, -torch.ones_like(aim, dtype=torch.float32))
+                    grad = grad.div_(len(targets)).to(dtype)
+                    states_grad[positions] = grad @ w
+                    weight_grad.index_add_(0, tokens, (grad.T @ x).to(weight.dtype))
+        ctx.save_for_backward(states_grad, weight_grad)
+        ctx.states_dtype = states.dtype
+        return total / len(targets)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        states_grad, weight_grad = ctx.saved_tensors
+        return (states_grad * grads[0]).to(ctx.states_dtype), weight_grad * grads[0], None, None

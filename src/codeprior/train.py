@@ -28,11 +28,12 @@ from codeprior.codes import CodeStore
 from codeprior.config import TrainConfig
 from codeprior.device import resolve_device, resolve_precision
 from codeprior.errors import InputError
-from codeprior.model import Transformer, model_config
-from codeprior.objectives import Objective, resolve_objective, skew_warning
+from codeprior.model import Transformer
+from codeprior.objectives import build, resolve_objective
 from codeprior.prior import CodebookPrior
-from codeprior.progress import track
+from codeprior.progress import announce, track
 from codeprior.runlog import METRICS, MetricsLog
+from codeprior.sanity import sanity, sentence, warnings
 from codeprior.tensors import STATE, load_state, save_state
 
 STEPS_BETWEEN_LOGS = 10
@@ -65,9 +66,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         if not workspace.complete:
             _Run(config, workspace, device, codes, heldout, prior).finish()
         assert workspace.manifest is not None
-        warning = skew_warning(config.objective, config.iar_form, prior)
-        warnings = {} if warning is None else {"warnings": [warning]}
-        return {"output": str(config.output), **workspace.manifest.results, **warnings}
+        return {"output": str(config.output), **workspace.manifest.results}
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -149,33 +148,14 @@ class _Run:
     ) -> None:
         self.config, self.workspace, self.device = config, workspace, device
         self.codes, self.heldout = codes, heldout
-        self.prior = prior
-        self.picked_from = prior if config.objective == "cluster" else None
-        if self.picked_from is not None and self.picked_from.usage is None:  # what is picked from should be in use
-            self.prior = self.picked_from = with_usage(self.picked_from, codes.usage())
+        self.objective = build(config, codes, prior)
+        usage = codes.usage()
+        self.sanity, self.warnings = sanity(self.objective, usage), warnings(config, prior, usage)
+        for line in (sentence(self.sanity), *self.warnings):
+            announce(line)
+        self.objective.to(device)
+        self.model = self.objective.model
         self.precision = resolve_precision(config.precision, device)
-        model = model_config(
-            config.model,
-            vocab_size=codes.codebook_size if self.picked_from is None else self.picked_from.n_clusters,
-            n_classes=len(codes.class_names),
-            grid=codes.grid,
-            dropout=config.dropout,
-            token_dropout=config.token_dropout,
-            drop_path=config.drop_path,
-            null_class=config.class_dropout > 0,
-        )
-        initial = torch.Generator().manual_seed(config.seed)
-        self.model = Transformer(model, initial).to(device)
-        self.objective = Objective(
-            self.model,
-            config.objective or "token",
-            codes.codebook_size,
-            self.prior,
-            iar_weight=config.iar_weight,
-            iar_form=config.iar_form,
-        ).to(device)
-        # What iar minimises is more than the likelihood of tokens.
-        self.loss_name = "train_loss_nats" if config.objective == "iar" else "train_nats_per_token"
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, config.weight_decay), lr=config.lr, betas=(0.9, config.beta2), fused=True
         )
@@ -187,7 +167,9 @@ class _Run:
         if workspace.path(STATE).exists():
             self.record = _Record(**load_state(workspace.path(STATE), self.model, self.optimizer, self._averaged))
         self.nats_sum = torch.tensor(self.record.nats_sum, device=device)  # on the device, so that no step waits
-        self.metrics = MetricsLog(workspace.path(METRICS), after_step=self.record.step)
+        self.metrics = MetricsLog(workspace.path(METRICS), after_step=self.record.step or -1)
+        if self.record.step == 0:
+            self.metrics.write(step=0, **self.sanity)
 
     def finish(self) -> None:
         """Take the steps that are left and write the checkpoint."""
@@ -203,7 +185,7 @@ class _Run:
                     self._validate(self.heldout)
                 if step % config.checkpoint_every == 0 and not last:
                     self._checkpoint()
-        kept = (self._description(), self.picked_from, self._averaged)
+        kept = (self._description(), self._kept_prior, self._averaged)
         files = save_checkpoint(self.workspace.folder, self.model, *kept)
         self.workspace.finish(files, self._results())
         self.workspace.path(STATE).unlink(missing_ok=True)
@@ -228,9 +210,12 @@ class _Run:
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        self.nats_sum += self.objective.log_sizes[self.objective.token_to_target[tokens]].mean()
         self.record.step += 1
         self.record.window_time_s += time.perf_counter() - began
+
+    @property
+    def _kept_prior(self) -> CodebookPrior | None:
+        return self.objective.prior if self.objective.needs_prior else None
 
     @property
     def _averaged(self) -> torch.nn.Module | None:
@@ -262,7 +247,7 @@ class _Run:
         record.time_s += record.window_time_s
         self.metrics.write(
             step=record.step,
-            **{self.loss_name: nats},
+            **{f"train_{self.objective.loss_unit}": nats},
             lr=learning_rate(record.step - 1, self.config),
             images_per_s=n_steps * self.config.batch_size / record.window_time_s,
             time_s=record.time_s,
@@ -282,9 +267,8 @@ class _Run:
             with self._autocast():
                 total += len(rows) * float(self.objective.token_nats(classes, tokens))
         self.record.heldout_nats = total / n_images
-        self.metrics.write(
-            step=self.record.step, heldout_nats_per_token=self.record.heldout_nats, time_s=self.record.time_s
-        )
+        heldout = {f"heldout_{self.objective.unit}": self.record.heldout_nats}
+        self.metrics.write(step=self.record.step, **heldout, time_s=self.record.time_s)
 
     def _checkpoint(self) -> None:
         record = replace(self.record, nats_sum=float(self.nats_sum))
@@ -299,31 +283,24 @@ class _Run:
             codebook_size=self.codes.codebook_size,
             codebook_digest=self.codes.codebook_digest,
             tokenizer_digest=self.codes.tokenizer_digest,
-            prior_digest=None if self.picked_from is None else self.workspace.inputs.get("prior"),
+            objective=self.objective.name,
+            prior_digest=None if self._kept_prior is None else self.workspace.inputs.get("prior"),
         )
 
     def _results(self) -> dict[str, Any]:
         return {
-            "objective": self.config.objective,
-            "method": None if self.prior is None else self.prior.method,
+            "objective": self.objective.name,
+            "method": None if self.objective.prior is None else self.objective.prior.method,
             "vocab_size": self.model.config.vocab_size,
-            "n_parameters": self.model.n_parameters,
-            self.loss_name: self.record.train_nats,
-            "heldout_nats_per_token": self.record.heldout_nats,
+            **self.sanity,
+            f"train_{self.objective.loss_unit}": self.record.train_nats,
+            f"heldout_{self.objective.unit}": self.record.heldout_nats,
             "images_per_s": round(self.config.steps * self.config.batch_size / self.record.time_s, 1),
             "precision": self.precision,
             "codebook_digest": self.codes.codebook_digest,
             "prior_digest": self.workspace.inputs.get("prior"),
+            **({"warnings": self.warnings} if self.warnings else {}),
         }
-
-
-def with_usage(prior: CodebookPrior, usage: np.ndarray) -> CodebookPrior:
-    """The prior with the training codes' usage (V,): what never occurs is never picked.
-
-    A cluster that never occurs keeps all of its tokens: a model may still predict it, if hardly ever.
-    """
-    occurs = np.bincount(prior.token_to_cluster, weights=usage) > 0
-    return replace(prior, usage=np.where(occurs[prior.token_to_cluster], usage, 1))
 
 
 @contextlib.contextmanager

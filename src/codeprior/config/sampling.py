@@ -33,11 +33,16 @@ class SampleConfig(MakeConfig):
     """Keep the likeliest that together reach this probability; 1 keeps all."""
     pick: Literal["uniform", "usage"] = "uniform"
     """How a token of the predicted cluster is picked."""
+    refine: Path | None = field(default=None, metadata=NOT_IDENTITY)
+    """Checkpoint of --objective refine, which chooses the tokens of the predicted clusters, in place of --pick."""
+    refine_temperature: float = 1.0
+    """Its logits are divided by it; 0 takes the likeliest token."""
     batch_size: int = field(default=250, metadata=NOT_IDENTITY)
     """Images a forward pass; results do not depend on it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "n_images", "batch_size", "temperature", "cfg_scale")
+        require(self.refine_temperature >= 0, f"refine_temperature must be 0 or more, got {self.refine_temperature}")
         require(0 < self.top_p <= 1, f"top_p must be above 0 and at most 1, got {self.top_p}")
         require(self.top_k >= 0, f"top_k must be 0 (keep all) or more, got {self.top_k}")

@@ -18,16 +18,21 @@ class TrainConfig(MakeConfig):
     heldout_codes: Path | None = field(default=None, metadata=NOT_IDENTITY)
     """Code store for the validation loss."""
     prior: Path | None = field(default=None, metadata=NOT_IDENTITY)
-    """Prior for the objectives cluster and iar."""
-    objective: Literal["token", "cluster", "iar"] | None = None
-    """What to predict: token; cluster (DCPE: clusters in place of tokens); iar (tokens, and a loss on their clusters).
-    Default: cluster where --prior is given, else token."""
+    """Prior, for every objective but token."""
+    objective: Literal["token", "cluster", "iar", "factorised", "refine"] | None = None
+    """What to predict: token; cluster (DCPE: clusters in place of tokens); iar (tokens, and a loss on their clusters);
+    factorised (the cluster, then the token within it); refine (all tokens of an image whose clusters are given: the
+    second stage after cluster). Default: cluster where --prior is given, else token."""
     iar_weight: float = 1.0
     """Weight of the cluster loss of iar, its lambda."""
     iar_form: Literal["logsumexp", "mean", "logmeanexp"] = "logsumexp"
     """How iar makes a cluster's logit of its tokens': logsumexp is the model's own probability; mean is the paper's."""
+    refine_over: Literal["cluster", "vocabulary"] = "cluster"
+    """What refine's probabilities are spread over: the members of the cluster that is given, or all codes (CTF)."""
     model: str = "tiny"
     """Size, by its name in the presets table: tiny, GPT-B, GPT-L, GPT-XL, ..."""
+    n_layers: int | None = None
+    """Blocks, where not as many as the model's name says; refine needs few (DCPE: 1 of GPT-B's)."""
     steps: int = 700
     """Optimizer steps."""
     batch_size: int = 64
@@ -73,6 +78,7 @@ class TrainConfig(MakeConfig):
         super().__post_init__()
         require_positive(self, "steps", "batch_size", "lr", "grad_clip", "heldout_images")
         require_positive(self, "validate_every", "checkpoint_every")
+        require(self.n_layers is None or self.n_layers > 0, f"n_layers must be positive, got {self.n_layers}")
         require(self.iar_weight >= 0, f"iar_weight must be 0 or more, got {self.iar_weight}")
         require(
             self.accumulate >= 1 and self.batch_size % self.accumulate == 0,
