@@ -7,10 +7,9 @@ import os
 import signal
 from typing import Any
 
-# A server imports torch once (and what torch imports on first use of its meta device); its children are forked from it,
-# free of this process's threads.
+# A server imports torch once; its children are forked from it, free of this process's threads.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["codeprior.codes", "torch._dynamo"])
+_CONTEXT.set_forkserver_preload(["codeprior.codes"])
 
 
 def encode_and_die(config: Any, n_forward_passes: int, environment: dict[str, str]) -> int:

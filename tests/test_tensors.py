@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -65,3 +68,21 @@ def test_weights_of_another_model_are_refused_with_names(tmp_path):
     other = new_model(0, vocab_size=9)
     with pytest.raises(InputError, match=r"of another shape: output.weight, tok_embeddings.weight"):
         load_state(tmp_path / "state", other, new_optimizer(other))
+
+
+def test_models_of_shapes_alone_are_made_without_torchs_compiler():
+    code = (
+        "import sys\n"
+        "from codeprior.model import Transformer, model_config\n"
+        "from codeprior.tensors import on_meta\n"
+        "from codeprior.tokenizers.gigatok import PRESETS as GIGATOK, GigaTok\n"
+        "from codeprior.tokenizers.vqgan import PRESETS, VQGAN\n"
+        "with on_meta():\n"
+        "    models = [\n"
+        "        VQGAN(PRESETS['VQ-16']), GigaTok(GIGATOK['GigaTok-S-S']),\n"
+        "        Transformer(model_config('GPT-B', vocab_size=64, n_classes=10, grid=(4, 4))),\n"
+        "    ]\n"
+        "assert all(p.is_meta for model in models for p in model.parameters())\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

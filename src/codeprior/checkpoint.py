@@ -19,7 +19,7 @@ from codeprior.artifact import read_json, read_manifest, short, write_json
 from codeprior.errors import InputError
 from codeprior.model import ModelConfig, Transformer
 from codeprior.prior import CodebookPrior
-from codeprior.tensors import load_strictly, read_tensors, save_tensors
+from codeprior.tensors import load_strictly, on_meta, read_tensors, save_tensors
 
 WEIGHTS = "model.safetensors"
 AVERAGE = "ema.safetensors"
@@ -100,7 +100,7 @@ def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu", *, a
     """
     manifest = read_manifest(folder, "checkpoint")
     config = _read_config(manifest.path(CONFIG))
-    with torch.device("meta"):
+    with on_meta():
         model = Transformer(config.model)
     weights = manifest.path(AVERAGE if average else WEIGHTS)
     if average and not weights.exists():

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from codeprior.artifact import Manifest, Workspace, digest_array, digest_json
 from codeprior.errors import InputError
-from codeprior.tensors import save_tensors
+from codeprior.tensors import on_meta, save_tensors
 from codeprior.tokenizers.gigatok import SIZES, GigaTok, GigaTokConfig, GigaTokTokenizer
 from codeprior.tokenizers.loading import CONFIG, WEIGHTS, fit_weights, save_config
 from codeprior.weights import open_checkpoint
@@ -201,7 +201,7 @@ def from_state_dict(weights: Mapping[str, Tensor], config: GigaTokConfig | None 
         If the weights do not fit.
     """
     config = config or identify({name: tuple(tensor.shape) for name, tensor in weights.items()})
-    with torch.device("meta"):
+    with on_meta():
         model = GigaTok(config)
     fit_weights(model, weights, "the GigaTok checkpoint")
     return model.eval().requires_grad_(False)

@@ -15,7 +15,7 @@ from codeprior.artifact import read_json, read_manifest, write_json
 from codeprior.codebook import Codebook
 from codeprior.device import resolve_device
 from codeprior.errors import InputError
-from codeprior.tensors import load_strictly, read_tensors
+from codeprior.tensors import load_strictly, on_meta, read_tensors
 from codeprior.tokenizers.gigatok import GigaTok, GigaTokConfig, GigaTokTokenizer
 from codeprior.tokenizers.protocol import Tokenizer
 from codeprior.tokenizers.vqgan import VQGAN, VQGANConfig
@@ -64,7 +64,7 @@ def load_tokenizer(folder: Path | str, device: torch.device | str = "cpu") -> To
         If the folder is absent, unfinished, damaged, or its weights do not fit its configuration.
     """
     manifest = read_manifest(folder, "tokenizer")
-    with torch.device("meta"):  # the file's tensors become the model's; nothing is initialised for nothing
+    with on_meta():  # the file's tensors become the model's; nothing is initialised for nothing
         tokenizer = _build(read_json(manifest.path(CONFIG)), manifest.path(CONFIG), manifest.digest)
     load_weights(tokenizer.model, manifest.path(WEIGHTS))
     target = resolve_device(device) if isinstance(device, str) else device

@@ -218,7 +218,7 @@ def _merge_heads(x: Tensor) -> Tensor:
 
 def _vectors(count: int, width: int) -> nn.Parameter:
     """Learned vectors as the files hold them, (count, 1, D)."""
-    return nn.Parameter(width**-0.5 * torch.randn(count, 1, width))
+    return nn.Parameter(nn.init.normal_(torch.empty(count, 1, width), std=width**-0.5))
 
 
 def _rows(vectors: Tensor) -> Tensor:
