@@ -1,10 +1,14 @@
-"""Processes that are killed in the middle of encoding: SIGKILL, which nothing can catch."""
+"""Processes that are killed in the middle of encoding: SIGKILL, which nothing can catch.
+
+Also a program, for torchrun: `killed.py RANK N_PASSES VERB FLAGS` runs a verb, of which that rank dies.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
+import sys
 from typing import Any
 
 # A server imports torch once; its children are forked from it, free of this process's threads.
@@ -21,11 +25,17 @@ def encode_and_die(config: Any, n_forward_passes: int, environment: dict[str, st
 
 
 def _work(config: Any, n_forward_passes: int, environment: dict[str, str]) -> None:
-    from codeprior import parts
     from codeprior.codes import encode
-    from codeprior.tokenizers.vqgan import VQGAN
 
     os.environ.update(environment, CODEPRIOR_PROGRESS="0")
+    _die_after(n_forward_passes)
+    encode(config)
+
+
+def _die_after(n_forward_passes: int) -> None:
+    from codeprior import parts
+    from codeprior.tokenizers.vqgan import VQGAN
+
     parts.SECONDS_BETWEEN_RECORDS = 0
     forward, calls = VQGAN.encode, []
 
@@ -36,4 +46,12 @@ def _work(config: Any, n_forward_passes: int, environment: dict[str, str]) -> No
         return forward(model, images)
 
     VQGAN.encode = counted
-    encode(config)
+
+
+if __name__ == "__main__":
+    from codeprior.cli import main
+
+    rank, n_passes, *arguments = sys.argv[1:]
+    if os.environ["RANK"] == rank:
+        _die_after(int(n_passes))
+    main(arguments)

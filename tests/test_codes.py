@@ -3,6 +3,9 @@
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,6 +130,25 @@ def test_ranks_that_die_and_change_in_number_write_what_one_process_writes(killa
     assert encode_and_die(config, 0, ranks[3][2]) == 0
     assert encode_and_die(config, 2, ranks[3][1]) == 0
     assert encode_and_die(config, 2, ranks[3][0]) == 0
+    assert content(config.output) == unbroken
+
+
+def torchrun(*arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    environment = {**os.environ, "CODEPRIOR_PROGRESS": "0", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+
+
+def test_under_torchrun_two_processes_killed_and_run_again_write_what_one_writes(killable, tmp_path):
+    config, unbroken = dataclasses.replace(killable[0], output=tmp_path / "ranks"), killable[1]
+    flags = [f"--{name.replace('_', '-')}={getattr(config, name)}" for name in config.settings()]
+    flags += [f"--{name}={getattr(config, name)}" for name in ("data", "tokenizer", "output", "device")]
+    flags += [f"--batch-size={config.batch_size}"]
+    died = torchrun(str(Path(__file__).with_name("killed.py")), "1", "3", "encode", *flags)
+    assert died.returncode != 0
+    assert list((config.output / "parts").glob("*.json"))  # what was recorded before
+    done = torchrun("-m", "codeprior", "encode", *flags)
+    assert done.returncode == 0, done.stderr
     assert content(config.output) == unbroken
 
 
