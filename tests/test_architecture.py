@@ -40,6 +40,7 @@ ORDER = [
     "exchange",
     "verify",
     "extract",
+    "captions",
     "losses",
     "model",
     "objectives",

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,8 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from codeprior.errors import InputError
+from codeprior.generate import Decoding, generate
 from codeprior.losses import cross_entropy_nats
 from codeprior.model import DropPath, ModelConfig, Transformer, model_config, rotate, rotation_table
+from codeprior.tensors import on_meta
+from recorded import rebuild
 
 GOLDEN = Path(__file__).parent / "golden"
 RECORDED_CONFIG = ModelConfig(
@@ -29,9 +33,9 @@ def original() -> Transformer:
     return model.eval()
 
 
-def on_meta(name: str, vocab_size: int = 16384) -> Transformer:
-    with torch.device("meta"):
-        return Transformer(model_config(name, vocab_size=vocab_size, n_classes=1000, grid=(16, 16)))
+def sized(name: str, vocab_size: int = 16384, **others: Any) -> Transformer:
+    with on_meta():
+        return Transformer(model_config(name, vocab_size=vocab_size, grid=(16, 16), **{"n_classes": 1000, **others}))
 
 
 def test_teacher_forced_logits_and_loss_are_llamagens(original, recorded):
@@ -42,29 +46,72 @@ def test_teacher_forced_logits_and_loss_are_llamagens(original, recorded):
     assert float(cross_entropy_nats(logits, recorded["tokens"])) == pytest.approx(float(recorded["loss"]), abs=1e-5)
 
 
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_with_learned_positions_logits_loss_and_greedy_tokens_are_gigatoks(qk_norm):
+    config = ModelConfig(
+        dim=64,
+        n_layers=2,
+        n_heads=4,
+        vocab_size=96,
+        n_classes=10,
+        grid=(4, 4),
+        ffn_multiple=32,
+        positions="learned",
+        qk_norm=qk_norm,
+    )  # GigaTok 182920c on PyTorch 2.13, CPU, float32
+    with on_meta():
+        model = Transformer(config)
+    model = rebuild(model)
+    with np.load(GOLDEN / "gigatok_1d_tiny_io.npz") as arrays:
+        recorded = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    end = "_qk_norm" * qk_norm
+    classes, tokens = recorded["classes"], recorded["tokens"]
+    with torch.inference_mode():
+        logits = model(classes, tokens[:, :-1])
+    # 1e-5: other CPUs multiply matrices in another order
+    torch.testing.assert_close(logits, recorded[f"teacher_forced_logits{end}"], rtol=1e-5, atol=1e-5)
+    assert float(cross_entropy_nats(logits, tokens)) == pytest.approx(float(recorded[f"loss{end}"]), abs=1e-5)
+    for name, scale, interval in [(f"{s}", s, -1) for s in (1.0, 1.5, 4.0, 7.5)] + [("4.0_interval_5", 4.0, 5)]:
+        decoding = Decoding(cfg_scale=scale, cfg_interval=interval, top_k=1)
+        greedy = generate(model, classes, torch.zeros(3, 16, dtype=torch.float64), decoding)
+        assert torch.equal(greedy, recorded[f"greedy_cfg_{name}{end}"]), name
+
+
 @pytest.mark.parametrize("name", ["GPT-B", "GPT-L", "GPT-XL", "GPT-XXL"])
 def test_state_dict_has_llamagens_names_and_shapes(name):
     expected = json.loads((GOLDEN / "llamagen_state_dicts.json").read_text())[name]
-    model = on_meta(name)
+    model = sized(name)
     assert {key: list(tensor.shape) for key, tensor in model.state_dict().items()} == expected["state_dict"]
     assert model.n_parameters == expected["params"]
 
 
-@pytest.mark.parametrize(
-    ("name", "vocab_size", "n_parameters"),
-    [
-        ("GPT-B", 8192, 98_305_536),
-        ("GPT-L", 4096, 317_745_152),
-        ("GPT-XL", 2048, 737_999_360),
-        ("GPT-XXL", 1024, 1_363_786_752),
-        ("GPT-XXXL", 16384, 3_893_027_840),
-        ("GPT-1B", 16384, 1_199_616_000),
-        ("GPT-3B", 16384, 3_096_659_200),
-        ("GPT-7B", 16384, 6_614_589_440),
-    ],
-)
-def test_parameter_counts_follow_from_llamagens_sizes(name, vocab_size, n_parameters):
-    assert on_meta(name, vocab_size).n_parameters == n_parameters
+# fmt: off
+N_PARAMETERS = {  # LlamaGen's, counted on its code
+    #           16384          8192           4096           2048           1024 tokens
+    "GPT-B":    (110_888_448,   98_305_536,    92_014_080,    88_868_352,    87_295_488),
+    "GPT-L":    (342_910_976,   326_133_760,   317_745_152,   313_550_848,   311_453_696),
+    "GPT-XL":   (774_699_520,   753_728_000,   743_242_240,   737_999_360,   735_377_920),
+    "GPT-XXL":  (1_410_972_672, 1_385_806_848, 1_373_223_936, 1_366_932_480, 1_363_786_752),
+    "GPT-XXXL": (3_893_027_840, 3_851_084_800, 3_830_113_280, 3_819_627_520, 3_814_384_640),
+    "GPT-1B":   (1_199_616_000, 1_166_061_568, 1_149_284_352, 1_140_895_744, 1_136_701_440),
+    "GPT-3B":   (3_096_659_200, 3_044_230_400, 3_018_016_000, 3_004_908_800, 2_998_355_200),
+    "GPT-7B":   (6_614_589_440, 6_547_480_576, 6_513_926_144, 6_497_148_928, 6_488_760_320),
+}
+# fmt: on
+
+
+@pytest.mark.parametrize("name", N_PARAMETERS)
+def test_parameter_counts_are_llamagens_for_every_size_and_vocabulary(name):
+    counts = [sized(name, vocab_size).n_parameters for vocab_size in (16384, 8192, 4096, 2048, 1024)]
+    assert tuple(counts) == N_PARAMETERS[name]
+
+
+def test_learned_positions_and_captions_change_the_count_by_what_they_add():
+    whole, dim = N_PARAMETERS["GPT-B"][0], 768
+    assert sized("GPT-B", positions="learned").n_parameters == whole + 257 * dim
+    captioned = sized("GPT-B", n_classes=0, caption_dim=2048)
+    assert captioned.n_parameters == whole - 1001 * dim + 2048 * dim + dim * dim
+    assert captioned.rotation_table.shape == (120 + 256, 32, 2)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from codeprior.artifact import Workspace, write_atomically
+from codeprior.captions import Captions, read_captions
 from codeprior.checkpoint import Checkpoint, load_checkpoint
 from codeprior.config import SampleConfig
 from codeprior.device import resolve_device
@@ -99,9 +100,10 @@ def guide(logits: Tensor, scale: float) -> Tensor:
     return conditional if scale == 1 else unconditional + scale * (conditional - unconditional)
 
 
-def prefill(model: Transformer, classes: Tensor, cache: KVCache) -> Tensor:
-    """Logits (B, V) of the first token; fills the cache with the classes (B,)."""
-    return model.logits(model.embed(classes, classes.new_empty(len(classes), 0)), cache)[:, -1]
+def prefill(model: Transformer, condition: Tensor | Captions, cache: KVCache) -> Tensor:
+    """Logits (B, V) of the first token; fills the cache with the classes (B,) or captions."""
+    no_tokens = torch.empty(len(condition), 0, dtype=torch.int64, device=cache.keys.device)
+    return model(condition, no_tokens, cache)[:, -1]
 
 
 def decode_one_token(model: Transformer, tokens: Tensor, cache: KVCache) -> Tensor:
@@ -110,14 +112,15 @@ def decode_one_token(model: Transformer, tokens: Tensor, cache: KVCache) -> Tens
 
 
 @torch.inference_mode()
-def generate(model: Transformer, classes: Tensor, uniforms: Tensor, decoding: Decoding) -> Tensor:
+def generate(model: Transformer, condition: Tensor | Captions, uniforms: Tensor, decoding: Decoding) -> Tensor:
     """Sample sequences of tokens.
 
     Parameters
     ----------
     model : Transformer
         In `eval()`.
-    classes : Tensor of shape (B,), int64
+    condition : Tensor of shape (B,), int64, or Captions
+        Classes or captions.
     uniforms : Tensor of shape (B, T), float64
         Uniform numbers in [0, 1): all the randomness there is.
     decoding : Decoding
@@ -129,9 +132,9 @@ def generate(model: Transformer, classes: Tensor, uniforms: Tensor, decoding: De
     """
     guided = decoding.cfg_scale != 1
     if guided:
-        classes = torch.cat([classes, torch.full_like(classes, model.config.n_classes)])
-    cache = KVCache(model.config, len(classes), device=classes.device, dtype=model.tok_embeddings.weight.dtype)
-    logits = prefill(model, classes, cache)
+        condition = model.with_null(condition)
+    cache = KVCache(model.config, len(condition), device=uniforms.device, dtype=model.tok_embeddings.weight.dtype)
+    logits = prefill(model, condition, cache)
     tokens: list[Tensor] = []
     for index in range(uniforms.shape[1]):
         if tokens:
@@ -151,6 +154,39 @@ def classes_of(indices: np.ndarray, n_classes: int) -> np.ndarray:
     return np.asarray(indices) % n_classes
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """What images are sampled of, in equal shares: the classes of a checkpoint, or captions given to it."""
+
+    names: tuple[str, ...]
+    captions: Captions | None
+    digest: str | None
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, captions: Path | None, device: torch.device) -> Conditions:
+        """The checkpoint's classes, or captions read from files.
+
+        Raises
+        ------
+        InputError
+            If the checkpoint takes captions and none are given, or the other way round, or they do not fit.
+        """
+        architecture = checkpoint.config.model
+        if (architecture.caption_dim is None) != (captions is None):
+            takes = "classes, not captions" if captions is not None else "captions; give their features as --captions"
+            raise InputError(f"this checkpoint takes {takes}")
+        if captions is None or architecture.caption_dim is None:
+            return cls(checkpoint.config.class_names, None, None)
+        found = read_captions(captions)
+        padded = found.padded(architecture.caption_slots, architecture.caption_dim)
+        return cls(found.names, padded.to(device), found.digest)
+
+    def at(self, indices: np.ndarray, device: torch.device) -> Tensor | Captions:
+        """The condition of the samples with these indices."""
+        classes = torch.from_numpy(classes_of(indices, len(self.names))).to(device)
+        return classes if self.captions is None else self.captions.take(classes)
+
+
 def sample(config: SampleConfig) -> dict[str, Any]:
     """Sample images from a checkpoint; an interrupted run is continued.
 
@@ -163,18 +199,21 @@ def sample(config: SampleConfig) -> dict[str, Any]:
     checkpoint = load_checkpoint(config.checkpoint, device, average=config.ema)
     tokenizer = load_tokenizer(config.tokenizer, device)
     _check_inputs(config, checkpoint, tokenizer)
+    conditions = Conditions.of(checkpoint, config.captions, device)
     refiner = None if config.refine is None else load_checkpoint(config.refine, device, average=config.ema)
     choose = chooser(checkpoint, refiner, config.pick, config.refine_temperature)
-    second_stage = {} if refiner is None else {"refine": refiner.digest}
+    inputs = {"checkpoint": checkpoint.digest, "tokenizer": tokenizer.digest}
+    inputs |= {} if refiner is None else {"refine": refiner.digest}
+    inputs |= {} if conditions.digest is None else {"captions": conditions.digest}
     with Workspace(
         config.output,
         kind="samples",
         settings=config.settings(),
-        inputs={"checkpoint": checkpoint.digest, "tokenizer": tokenizer.digest, **second_stage},
+        inputs=inputs,
         overwrite=config.overwrite,
     ) as workspace:
         if not workspace.complete:
-            _sample_all(config, workspace, checkpoint, tokenizer, choose, device)
+            _sample_all(config, workspace, checkpoint, tokenizer, conditions, choose, device)
         assert workspace.manifest is not None
         return {"output": str(config.output), **workspace.manifest.results}
 
@@ -190,6 +229,7 @@ def _sample_all(
     workspace: Workspace,
     checkpoint: Checkpoint,
     tokenizer: Tokenizer,
+    conditions: Conditions,
     choose: Chooser,
     device: torch.device,
 ) -> None:
@@ -200,13 +240,13 @@ def _sample_all(
     n_batches_before = -(-n_done // config.batch_size)
     for start in track(starts, "sample", total=n_batches_before + len(starts), start=n_batches_before):
         indices = np.arange(start, min(start + config.batch_size, config.n_images))
-        parts.append(_sample_batch(config, checkpoint, tokenizer, choose, indices, device))
+        parts.append(_sample_batch(config, checkpoint, tokenizer, conditions, choose, indices, device))
         workspace.checkpoint()
     n_made, time_s = config.n_images - n_done, time.perf_counter() - began
-    labels = classes_of(np.arange(config.n_images), len(checkpoint.config.class_names))
+    labels = classes_of(np.arange(config.n_images), len(conditions.names))
     order = np.random.default_rng([config.seed, config.n_images]).permutation(config.n_images)
     _write_npz(workspace.path(SAMPLES), parts, labels, order)
-    _write_grid(workspace.path(GRID), parts, checkpoint.config.class_names)
+    _write_grid(workspace.path(GRID), parts, conditions.names)
     results = {
         "n_images": config.n_images,
         "cfg_scale": config.cfg_scale,
@@ -220,6 +260,7 @@ def _sample_batch(
     config: SampleConfig,
     checkpoint: Checkpoint,
     tokenizer: Tokenizer,
+    conditions: Conditions,
     choose: Chooser,
     indices: np.ndarray,
     device: torch.device,
@@ -228,9 +269,9 @@ def _sample_batch(
     architecture = checkpoint.config.model
     draws = uniforms_of(config.seed, indices, (2, architecture.n_tokens))  # one for the model, one for the choice
     for_model, for_choice = torch.from_numpy(draws).to(device).unbind(1)
-    classes = torch.from_numpy(classes_of(indices, architecture.n_classes)).to(device)
+    condition = conditions.at(indices, device)
     decoding = Decoding(config.cfg_scale, config.cfg_interval, config.temperature, config.top_k, config.top_p)
-    tokens = choose(generate(checkpoint.model, classes, for_model, decoding), classes, for_choice)
+    tokens = choose(generate(checkpoint.model, condition, for_model, decoding), condition, for_choice)
     with torch.inference_mode():
         return to_pixels(tokenizer.decode(tokens, architecture.grid))
 

@@ -1,25 +1,28 @@
-"""The transformer: LlamaGen's class-conditional model, with its state-dict names and its numbers, and two variants.
+"""The transformer: LlamaGen's, with its state-dict names and its numbers, and variants of it.
 
-Shapes: B batch, T tokens, S positions (the class, then tokens), V output vocabulary, G clusters, D width, N heads,
-H head width, F feed-forward width, C classes. A vocabulary is the tokenizer's codes or the clusters of a prior; the
-model does not know which.
+Shapes: B batch, T tokens, P slots of the condition (1 for a class, 120 for a caption), S positions (the condition, then
+tokens), V output vocabulary, G clusters, D width, N heads, H head width, F feed-forward width. A vocabulary is the
+tokenizer's codes or the clusters of a prior; the model does not know which.
 
-The variants: without the causal mask and with an output vocabulary of its own it refines clusters to tokens, all
-positions at once (CTF); with a factorised output it predicts a cluster and the token within it from one state.
+The variants: conditioned by captions in place of classes (LlamaGen's t2i); learned positions in place of rotary ones,
+for tokens that lie on no grid (GigaTok's gpt_1d); without the causal mask and with an output vocabulary of its own it
+refines clusters to tokens, all positions at once (CTF); with a factorised output it predicts a cluster and the token
+within it from one state.
 
-LlamaGen: Sun et al. 2024, arXiv:2406.06525. CTF: "Improving Autoregressive Image Generation through Coarse-to-Fine
-Token Prediction", arXiv:2503.16194.
+LlamaGen: Sun et al. 2024, arXiv:2406.06525. GigaTok: Xiong et al. 2025, arXiv:2504.08736. CTF: "Improving
+Autoregressive Image Generation through Coarse-to-Fine Token Prediction", arXiv:2503.16194.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codeprior.captions import Captions
 from codeprior.errors import InputError
 from codeprior.losses import factorised_log_probs
 
@@ -43,7 +46,7 @@ class ModelConfig:
     vocab_size: int
     """Number of tokens, or of clusters, that go in; and come out, unless `output_size` says otherwise."""
     n_classes: int
-    """Number of classes; the null class of guidance is one more."""
+    """Number of classes; the null class of guidance is one more. 0 where captions are the condition."""
     grid: tuple[int, int]
     """Rows and columns of tokens."""
     ffn_multiple: int = 256
@@ -64,12 +67,25 @@ class ModelConfig:
     """Share of the images that skip the attention, and the feed-forward, of the last block; less in those before it."""
     null_class: bool = True
     """Whether there is an embedding for "no class"; guidance needs it."""
+    positions: Literal["rotary", "learned"] = "rotary"
+    """How a token's place is told: rows and columns turn queries and keys, or a vector a place is added."""
+    qk_norm: bool = False
+    """Whether queries and keys are layer-normalised in each head."""
+    caption_dim: int | None = None
+    """Numbers that a text encoder gives for each token of a caption; None where classes are the condition."""
+    caption_slots: int = 120
+    """Most tokens of a caption."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", tuple(self.grid))
-        sizes = (self.dim, self.n_layers, self.n_heads, self.vocab_size, self.n_classes, self.ffn_multiple, *self.grid)
+        condition = self.n_classes if self.caption_dim is None else min(self.caption_dim, self.caption_slots)
+        sizes = (self.dim, self.n_layers, self.n_heads, self.vocab_size, condition, self.ffn_multiple, *self.grid)
         if len(self.grid) != 2 or min(*sizes, self.n_outputs) < 1:
             raise InputError(f"every size of a model must be positive and the grid (rows, columns), got {self}")
+        if self.caption_dim is not None and (self.n_classes or not self.causal):
+            raise InputError("a model with captions has no classes, and its tokens are causal")
+        if self.positions not in ("rotary", "learned"):
+            raise InputError(f"positions must be rotary or learned, got {self.positions}")
         if self.n_clusters is not None and not 1 <= self.n_clusters <= self.n_outputs:
             raise InputError(f"n_clusters must be between 1 and the {self.n_outputs} tokens, got {self.n_clusters}")
         if self.dim % (4 * self.n_heads):
@@ -89,6 +105,11 @@ class ModelConfig:
         return self.grid[0] * self.grid[1]
 
     @property
+    def n_slots(self) -> int:
+        """Positions of the condition, P: one for a class."""
+        return 1 if self.caption_dim is None else self.caption_slots
+
+    @property
     def head_dim(self) -> int:
         """Width of a head, H."""
         return self.dim // self.n_heads
@@ -99,23 +120,23 @@ class ModelConfig:
         return -(-int(8 * self.dim / 3) // self.ffn_multiple) * self.ffn_multiple
 
 
-def rotation_table(grid: tuple[int, int], head_dim: int, base: float = 10000.0) -> Tensor:
+def rotation_table(grid: tuple[int, int], head_dim: int, n_slots: int = 1, base: float = 10000.0) -> Tensor:
     """Cosines and sines of 2-D rotary positions.
 
-    The first half of a head's pairs turns with the row, the second half with the column. The class slot has
-    cos = sin = 0, not the identity: it zeroes the class token's query and key, so that every token gives it the
-    attention logit 0. LlamaGen's weights were trained like this.
+    The first half of a head's pairs turns with the row, the second half with the column. The condition's slots have
+    cos = sin = 0, not the identity: it zeroes their queries and keys, so that every token gives them the attention
+    logit 0. LlamaGen's weights were trained like this.
 
     Returns
     -------
-    table : Tensor of shape (1 + T, H / 2, 2), float32
+    table : Tensor of shape (P + T, H / 2, 2), float32
     """
     frequencies = 1.0 / base ** (torch.arange(0, head_dim // 2, 2, device="cpu").float() / (head_dim // 2))
     rows, columns = (torch.outer(torch.arange(n, device="cpu").float(), frequencies) for n in grid)
     height, width = grid
     angles = torch.cat([rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)], dim=-1)
     table = torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(0, 1)
-    return torch.cat([torch.zeros_like(table[:1]), table])
+    return torch.cat([torch.zeros_like(table[:1]).expand(n_slots, -1, -1), table])
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
@@ -128,14 +149,30 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     return torch.view_as_real(pairs * turns).flatten(-2).type_as(x)
 
 
+def visible(padding: Tensor, start: int, n_new: int) -> Tensor:
+    """Which positions each of `n_new` positions from `start` on sees: (B, 1, n_new, start + n_new) bool.
+
+    Itself and those before it, but none of the first `padding` (B,), slots that a caption left empty; these see
+    themselves, for an attention over nothing has no value.
+    """
+    key = torch.arange(start + n_new, device=padding.device)
+    query = key[start:, None]
+    return ((key <= query) & (key >= padding[:, None, None]) | (key == query))[:, None]
+
+
 class KVCache:
-    """Keys and values of the positions seen so far, one pair a layer: the only thing here that is filled in place."""
+    """Keys and values of the positions seen so far, one pair a layer: the only thing here that is filled in place.
+
+    `padding` (B,) is how many of the first positions hold nothing, where a condition has such.
+    """
 
     def __init__(self, config: ModelConfig, batch_size: int, *, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (config.n_layers, batch_size, config.n_heads, 1 + config.n_tokens, config.head_dim)
+        n_positions = config.n_slots + config.n_tokens
+        shape = (config.n_layers, batch_size, config.n_heads, n_positions, config.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.length = 0
+        self.padding: Tensor | None = None
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values (B, N, S, H) after `length` positions; all of the layer's so far."""
@@ -172,7 +209,7 @@ class DropPath(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with rotary positions, causal or not."""
+    """Multi-head self-attention, causal or not, with rotary positions if any."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -180,14 +217,20 @@ class Attention(nn.Module):
         self.wqkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
         self.wo = nn.Linear(config.dim, config.dim, bias=False)
         self.dropout = nn.Dropout(config.resid_dropout)
+        self.q_norm = self.k_norm = None
+        if config.qk_norm:
+            self.q_norm, self.k_norm = nn.LayerNorm(config.head_dim), nn.LayerNorm(config.head_dim)
 
-    def forward(self, x: Tensor, table: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, table: Tensor | None, cache: KVCache | None, mask: Tensor | None) -> Tensor:
         qkv = self.wqkv(x).unflatten(-1, (3, *self.head_shape))  # (B, S, 3, N, H)
-        q, k = rotate(qkv[:, :, :2], table).transpose(1, 3).unbind(2)  # (B, N, S, H)
-        v = qkv[:, :, 2].transpose(1, 2)
+        qk, v = qkv[:, :, :2], qkv[:, :, 2].transpose(1, 2)
+        if self.q_norm is not None and self.k_norm is not None:
+            qk = torch.stack([self.q_norm(qk[:, :, 0]), self.k_norm(qk[:, :, 1])], dim=2)
+        q, k = (qk if table is None else rotate(qk, table)).transpose(1, 3).unbind(2)  # (B, N, S, H)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal and q.shape[2] > 1)
+        is_causal = self.causal and mask is None and q.shape[2] > 1
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
         return self.dropout(self.wo(y.transpose(1, 2).flatten(2)))
 
 
@@ -216,8 +259,8 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.dim)
         self.drop_path = DropPath(config.drop_path * layer / max(1, config.n_layers - 1))
 
-    def forward(self, x: Tensor, table: Tensor, cache: KVCache | None) -> Tensor:
-        x = x + self.drop_path(self.attention(self.attention_norm(x), table, cache))
+    def forward(self, x: Tensor, table: Tensor | None, cache: KVCache | None, mask: Tensor | None) -> Tensor:
+        x = x + self.drop_path(self.attention(self.attention_norm(x), table, cache, mask))
         return x + self.drop_path(self.feed_forward(self.ffn_norm(x)))
 
 
@@ -226,10 +269,54 @@ class ClassEmbedding(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.null_class = config.n_classes
         self.embedding_table = nn.Embedding(config.n_classes + config.null_class, config.dim)
 
+    def initialise(self, generator: torch.Generator | None) -> None:
+        self.embedding_table.weight.normal_(std=0.02, generator=generator)
+
     def forward(self, classes: Tensor) -> Tensor:
-        return self.embedding_table(classes)
+        return self.embedding_table(classes)[:, None]
+
+    def with_null(self, classes: Tensor) -> Tensor:
+        """The classes, then as many times no class."""
+        return torch.cat([classes, torch.full_like(classes, self.null_class)])
+
+
+class CaptionProjection(nn.Module):
+    """Features of a text encoder to vectors of the transformer."""
+
+    def __init__(self, caption_dim: int, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(caption_dim, dim, bias=False)
+        self.fc2 = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(features), approximate="tanh"))
+
+
+class CaptionEmbedding(nn.Module):
+    """A vector for each slot of a caption. "No caption" is a fixed random one, as long as the one that it replaces."""
+
+    uncond_embedding: Tensor
+
+    def __init__(self, config: ModelConfig, caption_dim: int) -> None:
+        super().__init__()
+        self.cap_proj = CaptionProjection(caption_dim, config.dim)
+        self.register_buffer("uncond_embedding", torch.empty(config.caption_slots, caption_dim))
+
+    def initialise(self, generator: torch.Generator | None) -> None:
+        self.cap_proj.fc1.weight.normal_(std=0.02, generator=generator)
+        self.cap_proj.fc2.weight.normal_(std=0.02, generator=generator)
+        self.uncond_embedding.normal_(std=self.uncond_embedding.shape[1] ** -0.5, generator=generator)
+
+    def forward(self, captions: Captions) -> Tensor:
+        return self.cap_proj(captions.features.to(self.uncond_embedding.dtype))
+
+    def with_null(self, captions: Captions) -> Captions:
+        """The captions, then as many times no caption."""
+        null = self.uncond_embedding.to(captions.features.dtype).expand_as(captions.features)
+        return Captions(torch.cat([captions.features, null]), captions.lengths.repeat(2))
 
 
 class ClusterOutput(nn.Module):
@@ -252,7 +339,7 @@ class ClusterOutput(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A class, then tokens in raster order; each position predicts the next token, or without the mask its own.
+    """A class or a caption, then tokens in order; each position predicts the next token, or without the mask its own.
 
     Parameters
     ----------
@@ -262,12 +349,16 @@ class Transformer(nn.Module):
         alone start from the same trunk.
     """
 
-    rotation_table: Tensor
+    rotation_table: Tensor | None
 
     def __init__(self, config: ModelConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
-        self.cls_embedding = ClassEmbedding(config)
+        self.cls_embedding: Any  # of a class or of a caption
+        if config.caption_dim is None:
+            self.cls_embedding = ClassEmbedding(config)
+        else:
+            self.cls_embedding = CaptionEmbedding(config, config.caption_dim)
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.tok_dropout = nn.Dropout(config.token_dropout)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
@@ -276,14 +367,21 @@ class Transformer(nn.Module):
         self.cluster_output = None
         if config.n_clusters is not None:
             self.cluster_output = ClusterOutput(config.n_clusters, config.n_outputs, config.dim)
-        self.register_buffer("rotation_table", rotation_table(config.grid, config.head_dim), persistent=False)
+        self.positional_embedding = table = None
+        if config.positions == "learned":
+            self.positional_embedding = nn.Parameter(torch.empty(config.n_slots + config.n_tokens, config.dim))
+        else:
+            table = rotation_table(config.grid, config.head_dim, config.n_slots)
+        self.register_buffer("rotation_table", table, persistent=False)
         self._initialise(generator)
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator | None) -> None:
         for linear in (module for module in self.layers.modules() if isinstance(module, nn.Linear)):
             linear.weight.normal_(std=0.02, generator=generator)
-        self.cls_embedding.embedding_table.weight.normal_(std=0.02, generator=generator)
+        self.cls_embedding.initialise(generator)
+        if self.positional_embedding is not None:
+            self.positional_embedding.normal_(std=self.config.dim**-0.5, generator=generator)
         self.tok_embeddings.weight.normal_(std=0.02, generator=generator)  # last: it alone depends on V
         self.output.weight.zero_()
         if self.cluster_output is not None:
@@ -318,22 +416,29 @@ class Transformer(nn.Module):
         """Number of weights."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def embed(self, classes: Tensor, tokens: Tensor) -> Tensor:
-        """Vectors (B, 1 + T', D) of classes (B,) and the first T' tokens (B, T'); T' may be 0."""
-        return torch.cat([self.cls_embedding(classes)[:, None], self.tok_embeddings(tokens)], dim=1)
+    def embed(self, condition: Tensor | Captions, tokens: Tensor) -> Tensor:
+        """Vectors (B, P + T', D) of classes (B,) or captions and the first T' tokens (B, T'); T' may be 0."""
+        return torch.cat([self.cls_embedding(condition), self.tok_embeddings(tokens)], dim=1)
 
-    def states(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+    def states(self, x: Tensor, cache: KVCache | None = None, padding: Tensor | None = None) -> Tensor:
         """What `output` projects to logits, (B, S, D), of vectors x (B, S, D) which follow what the cache holds.
 
-        A cache is extended by the S positions; more than one at a time only into an empty one.
+        A cache is extended by the S positions; more than one at a time only into an empty one. It keeps `padding` (B,),
+        how many of the first positions hold nothing; see `Captions`.
         """
         start = 0 if cache is None else cache.length
         if start and x.shape[1] > 1:
             raise ValueError("a cache that holds something is extended by one position at a time")
-        table = self.rotation_table[start : start + x.shape[1]]
+        places = slice(start, start + x.shape[1])
+        if cache is not None:
+            cache.padding = padding = cache.padding if padding is None else padding
+        mask = None if padding is None else visible(padding, start, x.shape[1])
+        table = None if self.rotation_table is None else self.rotation_table[places]
+        if self.positional_embedding is not None:
+            x = x + self.positional_embedding[places]
         x = self.tok_dropout(x)
         for layer in self.layers:
-            x = layer(x, table, cache)
+            x = layer(x, table, cache, mask)
         if cache is not None:
             cache.length += x.shape[1]
         return self.norm(x)
@@ -351,23 +456,30 @@ class Transformer(nn.Module):
         clusters = self.cluster_output(states).float()
         return factorised_log_probs(logits, clusters, self.cluster_output.token_to_cluster, self.cluster_output.live)
 
-    def forward(self, classes: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, condition: Tensor | Captions, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits of all positions at once: teacher-forced where the model is causal.
 
         Parameters
         ----------
-        classes : Tensor of shape (B,), int64
-            `config.n_classes` is the null class.
+        condition : Tensor of shape (B,), int64, or Captions
+            Classes, of which `config.n_classes` is the null class, or captions.
         tokens : Tensor of shape (B, T'), int64
             The first T' tokens, T' < T; all T where the model is not causal.
+        cache : KVCache, optional
+            An empty one, which is filled.
 
         Returns
         -------
         logits : Tensor of shape (B, 1 + T', V), float32
             Of the tokens 0 to T'; (B, T, V), of the positions of `tokens`, where the model is not causal.
         """
-        states = self.states(self.embed(classes, tokens))
-        return self.head(states if self.config.causal else states[:, 1:])
+        padding = condition.padding if isinstance(condition, Captions) else None
+        states = self.states(self.embed(condition, tokens), cache, padding)
+        return self.head(states[:, self.config.n_slots - self.config.causal :])
+
+    def with_null(self, condition: Tensor | Captions) -> Tensor | Captions:
+        """The condition of both branches of guidance, 2B: as given, then none."""
+        return self.cls_embedding.with_null(condition)
 
 
 _PRESETS = {

@@ -6,6 +6,7 @@ Shapes: B batch, T tokens, V codebook, G clusters.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,8 +67,8 @@ def _draw(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
     return torch.searchsorted(cdf / cdf[:, -1:], uniforms.double()[:, None], right=True)[:, 0]
 
 
-Chooser = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Of what a model generated (B, T), the classes (B,) and uniform numbers (B, T): the tokens (B, T)."""
+Chooser = Callable[[Tensor, Any, Tensor], Tensor]
+"""Of what a model generated (B, T), the classes (B,) or captions and uniform numbers (B, T): the tokens (B, T)."""
 
 
 def chooser(checkpoint: Checkpoint, refiner: Checkpoint | None, pick: Pick, temperature: float) -> Chooser:

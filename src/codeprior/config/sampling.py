@@ -19,8 +19,11 @@ class SampleConfig(MakeConfig):
     """Tokenizer folder, to decode with."""
     ema: bool = False
     """Sample from the weights averaged over the steps of training, where it kept them (--ema-decay)."""
+    captions: Path | None = field(default=None, metadata=NOT_IDENTITY)
+    """Captions for a text-conditional checkpoint, as a text encoder's features: a .npy (N, L, C), a folder of such, or
+    a .npz with features (N, L, C), mask (N, L) and perhaps captions (N,), the texts."""
     n_images: int = 1000
-    """Images to sample, in equal shares of the classes."""
+    """Images to sample, in equal shares of the classes, or of the captions."""
     cfg_scale: float = 1.5
     """Classifier-free guidance: uncond + s (cond - uncond); 1 is none."""
     cfg_interval: int = -1
