@@ -1,12 +1,15 @@
-"""Record small outputs of the original transformers: `record.py t2i LLAMAGEN` or `record.py gpt_1d GIGATOK`.
+"""Record small outputs of the originals: `record.py t2i LLAMAGEN`, or `gpt_1d`, `layouts`, `tokenizer` and GIGATOK.
 
 The second argument is a copy of that project's repository. Its code runs as it is; nothing of it is kept but numbers.
+GigaTok's tokenizers need einops installed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -102,8 +105,55 @@ def record_gpt_1d() -> None:
     np.savez_compressed(GOLDEN / "gigatok_1d_tiny_io.npz", **found)
 
 
+def gigatok_tokenizer(repository: str, name: str) -> torch.nn.Module:
+    """GigaTok's tokenizer of one of its YAMLs, made on the device that torch is told."""
+    import yaml
+
+    module = importlib.import_module("tokenizer.tokenizer_image.vq.vq_vit_model")
+    arguments = yaml.safe_load((Path(repository) / "configs" / "vq" / f"{name}.yaml").read_text())["model"]["init_args"]
+    # 768: what its trainer adds for DINOv2-B, the teacher of all released ones
+    return module.VQVitModelPlus(module.VQVitModelPlusArgs(**arguments, out_inner_dim=768))
+
+
+def record_layouts(repository: str) -> None:
+    """Names and shapes of the released tokenizers; of a Q-former's layers, which are alike, the first as `*`."""
+    found = {}
+    for name in ("VQ_SS256", "VQ_SB256", "VQ_BL256", "VQ_XLXXL256"):
+        with torch.device("meta"):
+            model = gigatok_tokenizer(repository, name)
+        shapes: dict[str, list[int]] = {}
+        layers = {"s2to1encoder": 0, "s1to2decoder": 0}
+        for key, tensor in model.state_dict().items():
+            part, layer = key.split(".")[0], re.search(r"\.transformer\.(\d+)\.", key)
+            if layer:
+                layers[part] = max(layers[part], int(layer[1]) + 1)
+                key = key.replace(layer[0], ".transformer.*.")
+            assert shapes.setdefault(key, list(tensor.shape)) == list(tensor.shape)
+        n_parameters = sum(parameter.numel() for parameter in model.parameters())
+        found[name] = {"params": n_parameters, "layers": layers, "state_dict": shapes}
+    (GOLDEN / "gigatok_state_dicts.json").write_text(json.dumps(found) + "\n")
+
+
+def record_tokenizer(repository: str, name: str = "VQ_SB256") -> None:
+    """A whole pass of a tokenizer: indices, vectors, every fifth pixel; beside those of the others."""
+    model = with_named_weights(gigatok_tokenizer(repository, name))
+    image = np.random.default_rng(3).uniform(-1, 1, (1, 3, 256, 256)).astype(np.float32)
+    with torch.inference_mode():
+        vectors, _, (_, _, indices) = model.encode(torch.from_numpy(image))[:3]
+        decoded = model.decode_code(indices, (1, 8, 1, 256))
+    with np.load(GOLDEN / "gigatok_io.npz") as arrays:
+        found = {key: arrays[key] for key in arrays.files}
+    found[f"{name}_indices"] = indices.numpy().ravel().astype(np.uint16)
+    found[f"{name}_quantized"] = vectors.numpy()
+    found[f"{name}_reconstruction"] = decoded[..., ::5, ::5].numpy().astype(np.float16)
+    np.savez_compressed(GOLDEN / "gigatok_io.npz", **found)
+
+
 if __name__ == "__main__":
     what, repository = sys.argv[1:]
     sys.path.insert(0, repository)
     torch.backends.cuda.sdp_kernel = lambda **_: contextlib.nullcontext()  # it only chooses CUDA's kernels
-    {"t2i": record_t2i, "gpt_1d": record_gpt_1d}[what]()
+    if what in ("layouts", "tokenizer"):
+        {"layouts": record_layouts, "tokenizer": record_tokenizer}[what](repository)
+    else:
+        {"t2i": record_t2i, "gpt_1d": record_gpt_1d}[what]()
