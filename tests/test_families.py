@@ -7,14 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
+from codeprior.cli import main
 from codeprior.codebook import Codebook, read_counts
 from codeprior.config import ExtractConfig
 from codeprior.errors import InputError
 from codeprior.extract import extract
 from codeprior.families import FAMILIES, NOTES
 from codeprior.prior import CodebookPrior
+from hub_server import FakeHub
+from test_docs import commands
 
 GOLDEN = Path(__file__).parent / "golden"
 N = 24  # codes; the widths are the real ones
@@ -412,3 +415,89 @@ def test_the_guide_agrees_with_the_table():
         assert row.wrapper in rows[row.name]
         words = ["projected"] * bool(row.projection) + ["normalised"] * (row.space == "normalised")
         assert rows[row.name].endswith(f"| {', then '.join(words) or 'raw'} |")
+
+
+HOSTILE = "calls builtins.eval when it is loaded; nothing was run"
+
+
+class Hostile:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return eval, (f"open({str(self.path)!r}, 'w')",)
+
+
+def others(family):
+    """A family whose codes are compared otherwise, so that no file of `family` can be one of it."""
+    row = next(row for row in FAMILIES if row.name == family)
+    return next(
+        name
+        for name in ("taming-gumbel", "titok", "llamagen")
+        if not any(r.name == name and r.resembles(row) for r in FAMILIES)
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "tree", "key", "rows", "space"), LAYOUTS, ids=[f"{row[0]}-{row[1]}" for row in LAYOUTS]
+)
+def test_each_familys_file_damaged_misnamed_or_hostile_gives_one_clear_line(
+    tmp_path, family, name, tree, key, rows, space
+):
+    whole = write(tmp_path / name, tree)
+    found = Codebook.load(whole).origin
+    said = {
+        "a wrong family": (whole, {"family": "lfq"}, "stores no codebook"),
+        "another family": (whole, {"family": others(family)}, f"is not {others(family)}"),
+        "an unknown family": (whole, {"family": "lamagen"}, "no family 'lamagen'"),
+        "an unknown key": (whole, {"key": "nowhere.weight"}, r"has no tensor nowhere\.weight; it holds"),
+    }
+    (tmp_path / "cut").mkdir()
+    cut = tmp_path / "cut" / name
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    said["cut in the middle"] = (cut, {}, "cut off|complete|damaged")
+    (tmp_path / "lacking").mkdir()
+    inner = tree.get(found.wrapper, tree)
+    lacking = {k: v for k, v in inner.items() if k not in (found.key.partition("[")[0], BOOK)}
+    lacking = {k: v for k, v in lacking.items() if "pixel_quantize" not in k and "embed_avg" not in k}
+    tree_lacking = {found.wrapper: lacking} if found.wrapper else lacking
+    said["without its codebook"] = (write(tmp_path / "lacking" / name, tree_lacking), {}, "holds no codebook")
+    if whole.suffix != ".safetensors":
+        (tmp_path / "hostile").mkdir()
+        hostile = write(tmp_path / "hostile" / name, {**tree, "x": Hostile(tmp_path / "ran")})
+        said["a pickle that runs code"] = (hostile, {}, HOSTILE)
+    for what, (path, flags, message) in said.items():
+        with pytest.raises(InputError, match=message) as error:
+            _ = Codebook.load(path, **flags).space
+        assert str(error.value).isprintable(), what
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_commands_of_the_guide_run(tmp_path, monkeypatch):
+    """Each on a small file in the layout of what it names, here or on a hub of our own."""
+    hub = FakeHub()
+    files = {"iar2.pt": {"model": llamagen(**{"quantize.embedding_second": book(8, 40)})}, "vqgan.ckpt": LAYOUTS[-1][2]}
+    files |= {name: tree for _, name, tree, *_ in LAYOUTS} | {"mine.pt": vector_quantize()}
+    files["VQ_SB256_e200.pt"] = files["VQ_SB256.pt"]
+    on_hub = {
+        "hp-l33/aim-xlarge": ("model.safetensors", files["aim.safetensors"]),
+        "deepseek-ai/Janus-Pro-1B": ("model.safetensors", files["janus.safetensors"]),
+        "yucornetto/tokenizer_titok_l32_imagenet": ("model.safetensors", titok(12)),
+        "BAAI/Emu3-VisionTokenizer": ("model.safetensors", emu3()),
+        "amused/amused-256": ("vqvae/diffusion_pytorch_model.safetensors", diffusers(64)),
+    }
+    for repository, (name, tree) in on_hub.items():
+        hub.branches[repository, "main"] = {name: save(tree)}
+    monkeypatch.chdir(tmp_path)
+    np.save("counts.npy", np.arange(N))
+    given = commands(Path(__file__).parent.parent / "docs" / "families.md")
+    assert len(given) > len({name for row in FAMILIES for name in [row.name]}) / 2
+    with hub.serve(monkeypatch, tmp_path / "cache"):
+        for argv in given:
+            named = argv[1]
+            if not named.startswith("hf:"):
+                write(Path(named), files[named])
+            main(argv)
+            output = Path(argv[argv.index("--output") + 1])
+            assert CodebookPrior.load(output).n_clusters > 0
+            output.unlink()

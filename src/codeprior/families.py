@@ -258,7 +258,8 @@ def _find_name(checkpoint: Checkpoint, scope: Scope, rows: list[Family]) -> str:
     names = list(scope.tensors)
     found = list(dict.fromkeys(name for row in rows or FAMILIES for name in row.keys(names)))
     found = [name for name in found if len(found) == 1 or _averaged_name(name) not in found]
-    if not found and len(names) <= FEW and not _rooms(scope) & NO_EXPORTS:
+    told = any(row.is_told_by("\n".join(names)) for row in FAMILIES)
+    if not found and len(names) <= FEW and not told and not _rooms(scope) & NO_EXPORTS:
         matrices = [name for name in names if len(scope.tensors[name].shape) == 2]
         found = matrices if len(matrices) == 1 else []
     if not found:
