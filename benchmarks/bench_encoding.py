@@ -25,14 +25,11 @@ import numpy as np
 import torch
 from harness import interleaved, median, write_results
 from PIL import Image
-from safetensors.torch import save_file
 
 from codeprior import embedded
-from codeprior.artifact import Workspace
 from codeprior.codes import CodeStore, encode
 from codeprior.config import EncodeConfig
-from codeprior.tokenizers.loading import CONFIG, WEIGHTS, save_config
-from codeprior.tokenizers.vqgan import PRESETS, VQGAN
+from codeprior.tokenizers.vqgan import PRESETS, VQGAN, VQGANTokenizer
 
 IMAGE_SIZE, CROP_RANGE = 256, 1.1
 
@@ -41,10 +38,7 @@ def make_tokenizer(folder: Path) -> VQGAN:
     """Write VQ-16 with random weights as a tokenizer's folder; return it."""
     torch.manual_seed(0)
     model = VQGAN(PRESETS["VQ-16"]).eval().requires_grad_(False)
-    with Workspace(folder, kind="tokenizer", settings={}, inputs={}) as workspace:
-        save_config(folder, model.config, IMAGE_SIZE)
-        save_file(model.state_dict(), folder / WEIGHTS)
-        workspace.finish([CONFIG, WEIGHTS], {})
+    VQGANTokenizer(model, IMAGE_SIZE).save_pretrained(folder)
     return model
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from codeprior.artifact import Workspace, read_json, read_manifest, write_json
+from codeprior.artifact import read_json, read_manifest, write_json
 from codeprior.codes import CodeStore, count_codes, encode, unigram_entropy_nats
 from codeprior.config import EncodeConfig, TrainTokenizerConfig
 from codeprior.crops import view
@@ -20,9 +19,8 @@ from codeprior.errors import InputError
 from codeprior.images import open_images
 from codeprior.pixels import to_tensor
 from codeprior.tokenizers import load_tokenizer
-from codeprior.tokenizers.loading import CONFIG, WEIGHTS, save_config
 from codeprior.tokenizers.training import train_tokenizer
-from codeprior.tokenizers.vqgan import PRESETS, VQGAN
+from codeprior.tokenizers.vqgan import PRESETS, VQGAN, VQGANTokenizer
 from killed import encode_and_die
 from recorded import rebuild
 
@@ -248,10 +246,7 @@ def test_photographs_at_ten_crops_killed_three_times_are_those_of_an_unbroken_ru
         pytest.skip("CODEPRIOR_TEST_DATA names no folder with imagenet-sample/")
     with torch.device("meta"):
         model = VQGAN(PRESETS["VQ-16"])
-    with Workspace(tmp_path / "tokenizer", kind="tokenizer", settings={}, inputs={}) as workspace:
-        save_config(workspace.folder, model.config, 32)
-        save_file(rebuild(model).state_dict(), workspace.path(WEIGHTS))
-        workspace.finish([CONFIG, WEIGHTS], {})
+    VQGANTokenizer(rebuild(model), 32).save_pretrained(tmp_path / "tokenizer")
     settings = {"data": f"{os.environ['CODEPRIOR_TEST_DATA']}/imagenet-sample", "views": "ten-crop-1.1"}
     config = config_for(tmp_path / "tokenizer", tmp_path / "killed", batch_size=10, **settings)
     for n_passes in (0, 70, 90):

@@ -4,6 +4,7 @@ import importlib
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -98,3 +99,27 @@ def test_the_commands_of_the_page_on_objectives_run_in_order(tmp_path, monkeypat
     for argv in commands(ROOT / "docs" / "objectives.md"):
         main([*argv, *SHORTER.get(argv[0], [])])
     assert (tmp_path / "runs" / "samples" / "grid.png").exists()
+
+
+def test_the_commands_of_the_page_on_sharing_run_in_order(tmp_path, monkeypatch):
+    """On small models in the originals' files, and on a hub of our own."""
+    from codeprior.model import Transformer, model_config
+    from codeprior.tokenizers.vqgan import VQGAN, VQGANConfig
+    from hub_server import FakeHub
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "examples" / "own_tokenizer.py", tmp_path)
+    tokenizer = VQGAN(VQGANConfig(32, (1, 1, 1, 1, 1), 1, 1, 16, codebook_size=32))
+    torch.save({"model": tokenizer.state_dict()}, "vq_ds16_c2i.pt")
+    transformer = Transformer(model_config("tiny", vocab_size=32, n_classes=10, grid=(16, 16)))
+    torch.save({"model": transformer.state_dict()}, "c2i_B_256.pt")
+    with FakeHub().serve(monkeypatch, tmp_path / "cache"):
+        for argv in commands(ROOT / "docs" / "sharing.md"):
+            shorter = ["--n-images", "2"] if argv[0] == "sample" else []
+            main([*argv, *shorter])
+        shutil.copy("runs/patches.safetensors", "prior.safetensors")
+        for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sharing.md").read_text(), re.DOTALL):
+            exec(block, {})
+    assert (tmp_path / "runs" / "from-the-hub" / "samples.npz").exists()
+    back = torch.load("gpt.pth", weights_only=True)
+    assert all(torch.equal(back[name], tensor) for name, tensor in transformer.state_dict().items())

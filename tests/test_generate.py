@@ -173,10 +173,10 @@ def test_samples_do_not_depend_on_the_batch_size(tiny, checkpoint, samples, tmp_
 
 
 def test_a_killed_run_continues_to_the_same_file(tiny, checkpoint, samples, tmp_path, monkeypatch):
-    def dying(images):
+    def dying(images, *pixel_range):
         if len(list((tmp_path / "samples/parts").iterdir())) == 2:
             raise KeyboardInterrupt
-        return to_pixels(images)
+        return to_pixels(images, *pixel_range)
 
     to_pixels = codeprior.generate.to_pixels
     config = settings(tiny, checkpoint, tmp_path / "samples")

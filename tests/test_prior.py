@@ -125,3 +125,11 @@ def test_what_is_no_prior_is_said_in_one_line(tmp_path):
 def test_clusters_out_of_range_are_refused(prior):
     with pytest.raises(InputError, match=r"must lie in 0\.\.39, got 0\.\.40"):
         prior.pick_tokens(np.array([0, 40]), np.random.default_rng(0))
+
+
+def test_the_same_prior_is_the_same_bytes_whenever_it_is_written(tmp_path):
+    prior = CodebookPrior(np.array([0, 1, 0]), "sha256:0", "dcpe", parameters={"note": 'äöü " \\ \n'})
+    for number in range(5):
+        prior.save(tmp_path / f"{number}.safetensors")
+    assert len({(tmp_path / f"{number}.safetensors").read_bytes() for number in range(5)}) == 1
+    assert CodebookPrior.load(tmp_path / "0.safetensors").parameters == prior.parameters

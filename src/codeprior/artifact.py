@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,7 @@ import numpy as np
 import yaml
 
 from codeprior.errors import InputError
+from codeprior.hub import Hub, is_on_hub, split_source
 from codeprior.shards import Shard
 from codeprior.version import VERSION
 
@@ -99,6 +101,18 @@ def _umask() -> int:
     return mask
 
 
+def sort_metadata(path: Path) -> None:
+    """Put a safetensors file's metadata in order: the library's, at random, gives equal content other bytes."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(ordered) <= length:
+            file.seek(8)
+            file.write(ordered.ljust(length))
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Write a JSON value, atomically."""
     with write_atomically(path) as temporary:
@@ -151,7 +165,10 @@ class Manifest:
 
 
 def read_manifest(folder: Path | str, kind: str | None = None) -> Manifest:
-    """Read and check the manifest of a finished artifact.
+    """Read and check the manifest of a finished artifact, in a folder or on the Hugging Face hub.
+
+    From the hub, `hf:owner/name[@revision][/folder]`, the files that the manifest names come into the client's cache;
+    they are compared with their digests whatever their size.
 
     Raises
     ------
@@ -159,8 +176,11 @@ def read_manifest(folder: Path | str, kind: str | None = None) -> Manifest:
         If the folder is absent, unfinished, of another kind or format, or one of its files is missing, of another size
         or (up to 256 MiB) of another content than was written.
     """
-    folder = Path(folder)
     wanted = kind or "artifact"
+    limit = _DIGEST_LIMIT_BYTES
+    if is_on_hub(folder):
+        folder, limit = fetch_artifact(folder, wanted), sys.maxsize
+    folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"no {wanted} at {folder}: there is no such folder")
     if (folder / UNFINISHED).exists() and not (folder / MANIFEST).exists():
@@ -182,15 +202,40 @@ def read_manifest(folder: Path | str, kind: str | None = None) -> Manifest:
             raise InputError(
                 f"{path} has {size} bytes, {entry['bytes']} were written; remove {folder} and make it again"
             )
-        if size <= _DIGEST_LIMIT_BYTES and digest_file(path) != entry["digest"]:
+        if size <= limit and digest_file(path) != entry["digest"]:
             raise InputError(f"{path} was changed after it was written; remove {folder} and make it again")
     return manifest
 
 
+def is_artifact(source: Path | str) -> bool:
+    """Whether a folder, here or on the hub, is an artifact of codeprior, be it unfinished."""
+    if not is_on_hub(source):
+        return any((Path(source) / name).exists() for name in (MANIFEST, UNFINISHED))
+    return not Path(split_source(source)[2]).suffix and Hub.folder(source).fetch(MANIFEST) is not None
+
+
+def fetch_artifact(source: Path | str, wanted: str = "artifact") -> Path:
+    """Bring an artifact from the hub into the cache: its manifest and the files that this names. Their folder.
+
+    Raises
+    ------
+    InputError
+        If it is not there, or not whole.
+    """
+    hub = Hub.folder(source)
+    path = hub.fetch(MANIFEST)
+    if path is None:
+        raise InputError(f"{source} holds no {wanted} of codeprior: {MANIFEST} {hub.missing}")
+    record = read_json(path)
+    files = record.get("files") if isinstance(record, dict) else None
+    for name in files if isinstance(files, dict) else ():
+        if hub.fetch(name) is None:
+            raise InputError(f"{name} of {source} {hub.missing}")
+    return path.parent
+
+
 def environment() -> dict[str, Any]:
     """The versions and the machine that a result was made with (only of packages already imported)."""
-    import sys
-
     names = ("numpy", "numba", "scipy", "sklearn", "torch")
     versions = {name: sys.modules[name].__version__ for name in names if name in sys.modules}
     return {
@@ -199,6 +244,36 @@ def environment() -> dict[str, Any]:
         **versions,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
     }
+
+
+def seal(
+    folder: Path,
+    kind: str,
+    files: list[str],
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    results: Mapping[str, Any],
+    time_s: float = 0.0,
+) -> Manifest:
+    """Write the manifest of a folder whose files are all there; from here on it is a finished artifact."""
+    manifest = Manifest(
+        folder=folder,
+        kind=kind,
+        settings=dict(settings),
+        inputs=dict(inputs),
+        files={
+            name: {"bytes": (folder / name).stat().st_size, "digest": digest_file(folder / name)}
+            for name in sorted(files)
+        },
+        results=json.loads(json.dumps(dict(results), default=_plain)),
+        time_s=round(time_s, 3),
+        environment=environment(),
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+    record = asdict(manifest)
+    del record["folder"]
+    write_json(folder / MANIFEST, record)
+    return manifest
 
 
 class Workspace:
@@ -315,24 +390,8 @@ class Workspace:
         results : mapping
             The numbers to report, as JSON values.
         """
-        entries = {
-            name: {"bytes": (self.folder / name).stat().st_size, "digest": digest_file(self.folder / name)}
-            for name in sorted(files)
-        }
-        self.manifest = Manifest(
-            folder=self.folder,
-            kind=self.kind,
-            settings=self.settings,
-            inputs=self.inputs,
-            files=entries,
-            results=json.loads(json.dumps(dict(results), default=_plain)),
-            time_s=round(self._spent_s + time.monotonic() - self._started, 3),
-            environment=environment(),
-            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        )
-        record = asdict(self.manifest)
-        del record["folder"]
-        write_json(self.folder / MANIFEST, record)
+        time_s = self._spent_s + time.monotonic() - self._started
+        self.manifest = seal(self.folder, self.kind, files, self.settings, self.inputs, results, time_s)
         (self.folder / UNFINISHED).unlink(missing_ok=True)
         return self.manifest
 

@@ -8,18 +8,20 @@ rename, so a kill at any moment leaves the last state or the one before.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from codeprior.artifact import read_json, read_manifest, short, write_json
+from codeprior.artifact import Manifest, digest_json, read_json, read_manifest, short, write_json
 from codeprior.errors import InputError
 from codeprior.model import ModelConfig, Transformer
 from codeprior.prior import CodebookPrior
-from codeprior.tensors import load_strictly, on_meta, read_tensors, save_tensors
+from codeprior.sharing import Shared
+from codeprior.tensors import digest_tensors, load_strictly, on_meta, read_tensors, save_tensors
 
 WEIGHTS = "model.safetensors"
 AVERAGE = "ema.safetensors"
@@ -39,9 +41,9 @@ class CheckpointConfig:
     """Side of the images whose codes it was trained on, pixels."""
     codebook_size: int
     """Codes of the tokenizer, V."""
-    codebook_digest: str
-    """Codebook that the codes belong to."""
-    tokenizer_digest: str
+    codebook_digest: str | None
+    """Codebook that the codes belong to; None where nobody knows, of another project's transformer."""
+    tokenizer_digest: str | None
     """Tokenizer that encoded the training images."""
     objective: str
     """What it was trained to predict: "token", "cluster", "iar", "factorised" or "refine"."""
@@ -51,8 +53,12 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", tuple(self.class_names))
 
-    def verify(self, codebook_digest: str, what: str) -> None:
-        """Refuse to be combined with another codebook's tokenizer or codes; names both digests."""
+    def verify(self, codebook_digest: str | None, what: str, n_codes: int | None = None) -> None:
+        """Refuse to be combined with another codebook's tokenizer or codes; names both digests, if both are known."""
+        if n_codes not in (None, self.codebook_size):
+            raise InputError(f"this checkpoint was trained on {self.codebook_size} codes, {what} has {n_codes}")
+        if codebook_digest is None or self.codebook_digest is None:
+            return
         if codebook_digest != self.codebook_digest:
             raise InputError(
                 f"this checkpoint was trained on codes of codebook {short(self.codebook_digest)}, {what} has codebook "
@@ -61,13 +67,45 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class Checkpoint:
+class Checkpoint(Shared):
     """A trained transformer, in `eval()`; `prior` is the one that decoding needs, if it does."""
 
-    model: Transformer
+    kind: ClassVar[str] = "checkpoint"
+
+    model: Transformer = field(repr=False)
     config: CheckpointConfig
-    prior: CodebookPrior | None
-    digest: str
+    prior: CodebookPrior | None = None
+    made: Manifest | None = field(default=None, repr=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the folder that it was loaded from; of its weights and config, if it was made in memory."""
+        if self.made is not None:
+            return self.made.digest
+        prior = None if self.prior is None else self.prior.digest
+        return digest_json([asdict(self.config), digest_tensors(self.model.state_dict()), prior])
+
+    def write_files(self, folder: Path) -> list[str]:
+        """Write weights, config and prior; weights averaged over steps only where they are the ones loaded."""
+        return save_checkpoint(folder, self.model, self.config, self.prior)
+
+    def facts(self) -> dict[str, Any]:
+        """Sizes."""
+        model = self.config.model
+        return {
+            "objective": self.config.objective,
+            "n_parameters": self.model.n_parameters,
+            "n_layers": model.n_layers,
+            "dim": model.dim,
+            "vocab_size": model.vocab_size,
+            "n_classes": model.n_classes,
+            "image_size": self.config.image_size,
+        }
+
+    @classmethod
+    def open(cls, source: Path | str) -> Checkpoint:
+        """`load_checkpoint`, on the CPU."""
+        return load_checkpoint(source)
 
 
 def save_checkpoint(
@@ -91,15 +129,17 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu", *, average: bool = False) -> Checkpoint:
-    """Read a checkpoint that `train` made; needs the folder alone. `average` takes the weights averaged over steps.
+    """Read a checkpoint that `train` or `convert` made, from its folder or from the hub (`hf:owner/name`).
+
+    `average` takes the weights averaged over steps.
 
     Raises
     ------
     InputError
         If the folder is absent, unfinished or damaged, its weights do not fit its config, or no average was kept.
     """
-    manifest = read_manifest(folder, "checkpoint")
-    config = _read_config(manifest.path(CONFIG))
+    manifest = read_manifest(folder, Checkpoint.kind)
+    config = read_config(manifest.path(CONFIG))
     with on_meta():
         model = Transformer(config.model)
     weights = manifest.path(AVERAGE if average else WEIGHTS)
@@ -107,12 +147,19 @@ def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu", *, a
         raise InputError(f"{folder} keeps no averaged weights; it was trained without --ema-decay")
     load_strictly(model, read_tensors(weights)[0], str(weights), assign=True)
     prior = None if config.prior_digest is None else CodebookPrior.load(manifest.path(PRIOR))
-    return Checkpoint(model.to(device).eval(), config, prior, manifest.digest)
+    return Checkpoint(model.to(device).eval(), config, prior, manifest)
 
 
-def _read_config(path: Path) -> CheckpointConfig:
+def read_config(path: Path) -> CheckpointConfig:
+    """What a checkpoint's `config.json` says.
+
+    Raises
+    ------
+    InputError
+        If it is not the config of a checkpoint.
+    """
     record = read_json(path)
-    names = {field.name for field in fields(CheckpointConfig)}
+    names = {entry.name for entry in fields(CheckpointConfig)}
     if not isinstance(record, dict) or record.keys() | {"objective"} != names:
         raise InputError(f"{path} is not the config of a checkpoint; it must hold {', '.join(sorted(names))}")
     # before it was written down there were two that sampling told apart

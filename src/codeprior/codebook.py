@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from codeprior.artifact import MANIFEST, UNFINISHED, digest_array, read_manifest
+from codeprior.artifact import digest_array, is_artifact, read_manifest
 from codeprior.errors import InputError
 from codeprior.families import find_codebook, find_counts
-from codeprior.weights import HUB, SUFFIXES, is_checkpoint, open_checkpoint
+from codeprior.hub import is_on_hub
+from codeprior.own import call_own, is_own
+from codeprior.weights import SUFFIXES, is_checkpoint, open_checkpoint
 
 
 @dataclass(frozen=True)
@@ -113,13 +115,14 @@ class Codebook:
         family: str | None = None,
         key: str | None = None,
     ) -> Codebook:
-        """Read a codebook from a tokenizer folder of ours, a `.npy`, a `.npz`, or a checkpoint of anybody's.
+        """Read a codebook: of a tokenizer folder of ours, anybody's checkpoint, a tokenizer of your own; an array.
 
         Parameters
         ----------
         path : path or str
             Checkpoints are `.pt`, `.pth`, `.ckpt`, `.bin` and `.safetensors` files, Hugging Face folders, and
             `hf:owner/name[/file]`. A `.npz` must hold one matrix, or one under `quantize.embedding.weight`.
+            `package.module:function` and `file.py:function` name a tokenizer of your own.
         normalize : bool, optional
             Overrides what the file or its family says. Arrays say nothing and are taken as they are; of a checkpoint
             that says nothing, `space` cannot be had without this or `family`.
@@ -134,9 +137,12 @@ class Codebook:
             If the source is absent, unreadable, or holds no codebook or several, or does not fit family or key.
         """
         origin, told = Origin(), False
-        is_ours = any((Path(path) / name).exists() for name in (MANIFEST, UNFINISHED))
+        is_ours = is_artifact(path)
         if (family is not None or key is not None) and (is_ours or not is_checkpoint(path)):
             raise InputError(f"family and key choose within other people's checkpoints; {path} is none")
+        if is_own(path):
+            own: Codebook = call_own(path).codebook
+            return own if normalize is None else cls(own.vectors, normalize, own.origin)
         if is_ours:
             manifest = read_manifest(path, "tokenizer")
             found = find_codebook(open_checkpoint(manifest.path("model.safetensors")))
@@ -202,7 +208,7 @@ def read_counts(path: Path | str, key: str = "") -> np.ndarray:
     InputError
         If the file is absent or unreadable or holds no counts.
     """
-    if not str(path).startswith(HUB) and not Path(path).exists():
+    if not is_on_hub(path) and not Path(path).exists():
         raise InputError(f"no usage counts at {path}: there is no such file")
     counts = np.squeeze(find_counts(open_checkpoint(path), key) if is_checkpoint(path) else _read_array(Path(path)))
     if counts.ndim != 1 or counts.dtype.kind not in "iuf" or not ((counts >= 0) & (counts < 2**53)).all():

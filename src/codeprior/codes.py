@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -154,15 +155,13 @@ class StoreWriter:
         InputError
             If the tokenizer cannot encode images of that size.
         """
-        if image_size % tokenizer.downsample:
-            raise InputError(f"image_size must be a multiple of {tokenizer.downsample}, got {image_size}")
-        side = image_size // tokenizer.downsample
+        grid = tokenizer.grid(image_size)
         self.image_size = image_size
         self.views = views
         self.codebook_size = len(tokenizer.codebook)
-        self.shape = (N_VIEWS[views], side * side)
+        self.shape = (N_VIEWS[views], math.prod(grid))
         self.meta: dict[str, Any] = {
-            "grid": (side, side),
+            "grid": grid,
             "image_size": image_size,
             "views": views,
             "codebook_size": self.codebook_size,
@@ -267,7 +266,7 @@ def encode_views(tokenizer: Tokenizer, views: np.ndarray, batch_size: int, devic
         return np.empty((0, views.shape[1], 0))
     flat = views.reshape(-1, *views.shape[2:])
     codes = [
-        tokenizer.encode(to_tensor(flat[start : start + batch_size], device)).cpu().numpy()
+        tokenizer.encode(to_tensor(flat[start : start + batch_size], device, tokenizer.pixel_range)).cpu().numpy()
         for start in range(0, len(flat), batch_size)
     ]
     return np.concatenate(codes).reshape(*views.shape[:2], -1)

@@ -58,7 +58,7 @@ def import_codes(config: ImportCodesConfig) -> dict[str, Any]:
                     yield np.stack([_read_checked(sources, number, writer) for number in numbers]), {}
 
             writer.write(workspace, n_images, _IMAGES_AT_ONCE, batches, "import")
-            writer.finish(workspace, read_labels, _class_names(config.class_names))
+            writer.finish(workspace, read_labels, read_class_names(config.class_names))
         return {"output": str(config.output), **writer.results(workspace)}
 
 
@@ -129,7 +129,7 @@ def _agreed_labels(sources: list[CodeFiles], n_images: int) -> np.ndarray:
     return labels[0]
 
 
-def _class_names(path: Path | None) -> tuple[str, ...] | None:
+def read_class_names(path: Path | None) -> tuple[str, ...] | None:
     """Names of the classes in their order: of folders, or of lines."""
     if path is None:
         return None

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from codeprior.artifact import MANIFEST, UNFINISHED, digest_array, write_atomically
+from codeprior.artifact import digest_array, is_artifact, write_atomically
 from codeprior.clustering.curve import agreement, size_statistics, within_cluster_distance
 from codeprior.clustering.kmeans import balanced_order
 from codeprior.clustering.methods import METHODS, cluster, resolve_n_clusters
@@ -136,7 +136,7 @@ def _existing(config: ExtractConfig, codebook: Codebook, parameters: dict[str, A
 
 
 def _read_usage(path: Path, codebook: Codebook) -> np.ndarray:
-    if (path / MANIFEST).exists() or (path / UNFINISHED).exists():
+    if is_artifact(path):
         from codeprior.codes import CodeStore
 
         store = CodeStore.open(path)

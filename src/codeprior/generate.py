@@ -219,7 +219,7 @@ def sample(config: SampleConfig) -> dict[str, Any]:
 
 
 def _check_inputs(config: SampleConfig, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
-    checkpoint.config.verify(tokenizer.codebook.digest, "the tokenizer")
+    checkpoint.config.verify(tokenizer.codebook.digest, "the tokenizer", len(tokenizer.codebook))
     if config.cfg_scale != 1 and not checkpoint.config.model.null_class:
         raise InputError("this checkpoint was trained without class dropout and knows no guidance; use --cfg-scale 1")
 
@@ -273,7 +273,7 @@ def _sample_batch(
     decoding = Decoding(config.cfg_scale, config.cfg_interval, config.temperature, config.top_k, config.top_p)
     tokens = choose(generate(checkpoint.model, condition, for_model, decoding), condition, for_choice)
     with torch.inference_mode():
-        return to_pixels(tokenizer.decode(tokens, architecture.grid))
+        return to_pixels(tokenizer.decode(tokens, architecture.grid), tokenizer.pixel_range)
 
 
 class _Parts:

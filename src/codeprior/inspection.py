@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from codeprior.artifact import MANIFEST, UNFINISHED, Manifest, read_manifest, short
+from codeprior.artifact import Manifest, is_artifact, read_manifest, short
 from codeprior.clustering.curve import Curve, agreement, tree_curve
 from codeprior.clustering.distance import duplicate_groups, squared_distances
 from codeprior.codebook import Codebook
 from codeprior.config import InspectConfig
 from codeprior.errors import InputError
 from codeprior.extract import describe
+from codeprior.hub import is_on_hub
+from codeprior.own import is_own
 from codeprior.prior import CodebookPrior, is_prior_file
 
 _SAMPLE = 2048  # codes whose nearest neighbour is sought
@@ -50,12 +52,13 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
 
 def open_artifact(path: Path) -> Artifact:
     """A prior, a manifest or a codebook, by what the path holds."""
-    if not path.exists():
+    if not (is_on_hub(path) or is_own(path) or path.exists()):
         raise InputError(f"nothing at {path}: there is no such file or folder")
     if is_prior_file(path):
         return CodebookPrior.load(path)
-    if path.is_dir() and ((path / MANIFEST).exists() or (path / UNFINISHED).exists()):
-        return read_manifest(path)
+    if is_artifact(path):
+        manifest = read_manifest(path)
+        return CodebookPrior.load(path) if manifest.kind == CodebookPrior.kind else manifest
     return Codebook.load(path)
 
 

@@ -482,7 +482,7 @@ class Transformer(nn.Module):
         return self.cls_embedding.with_null(condition)
 
 
-_PRESETS = {
+PRESETS = {
     # name       layers heads  dim  ffn_multiple
     "tiny":      (4,    4,   128,  32),
     "GPT-B":     (12,  12,   768, 256),
@@ -524,9 +524,9 @@ def model_config(
     InputError
         If there is no such name.
     """
-    if name not in _PRESETS:
-        raise InputError(f"model must be one of {', '.join(_PRESETS)}, got {name!r}")
-    n_preset_layers, n_heads, dim, ffn_multiple = _PRESETS[name]
+    if name not in PRESETS:
+        raise InputError(f"model must be one of {', '.join(PRESETS)}, got {name!r}")
+    n_preset_layers, n_heads, dim, ffn_multiple = PRESETS[name]
     dropout = 0.0 if drop_path else dropout
     return ModelConfig(
         dim=dim,

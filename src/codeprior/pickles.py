@@ -82,22 +82,33 @@ class StoredTensor(NamedTuple):
         InputError
             If the file ends before the tensor does, or its dtype is one that NumPy cannot hold.
         """
-        dtype = DTYPES.get(self.storage.dtype)
-        if dtype is None or self.storage.dtype.startswith("float8"):
+        if self.storage.dtype not in DTYPES or self.storage.dtype.startswith("float8"):
             raise InputError(f"{self.storage.path} stores a tensor as {self.storage.dtype}, which cannot be read here")
+        values = self.bits()
+        if self.storage.dtype == "bfloat16":
+            return (values.astype("<u4") << 16).view("<f4")
+        return values.astype(np.float32 if values.dtype.kind == "f" else values.dtype)
+
+    def bits(self) -> np.ndarray:
+        """The numbers as the file holds them: those of dtypes that NumPy lacks as integers of the same width.
+
+        Raises
+        ------
+        InputError
+            If the file ends before the tensor does, or the dtype is unknown.
+        """
+        if self.storage.dtype not in DTYPES:
+            raise InputError(f"{self.storage.path} stores a tensor as {self.storage.dtype}, which cannot be read here")
+        kind = np.dtype(DTYPES[self.storage.dtype])
         if 0 in self.shape:
-            return np.zeros(self.shape, np.float32)
-        kind = np.dtype(dtype)
+            return np.zeros(self.shape, kind)
         extent = 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
         start = self.storage.locate() + self.offset * kind.itemsize
         if start + extent * kind.itemsize > self.storage.path.stat().st_size:
             raise InputError(f"{self.storage.path} is cut off: it ends inside a tensor; download it again")
         flat = np.fromfile(self.storage.path, kind, extent, offset=start)
         strides = tuple(step * kind.itemsize for step in self.strides)
-        values = np.lib.stride_tricks.as_strided(flat, self.shape, strides)
-        if self.storage.dtype == "bfloat16":
-            return (values.astype("<u4") << 16).view("<f4")
-        return values.astype(np.float32 if kind.kind == "f" else kind)
+        return np.lib.stride_tricks.as_strided(flat, self.shape, strides)
 
 
 class _Named(type):

@@ -5,14 +5,21 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+Range = tuple[float, float]
+"""What black and white are to a network."""
+SIGNED: Range = (-1.0, 1.0)
 
-def to_tensor(pixels: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Pixels uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1], rounded as torchvision's ToTensor and Normalize."""
+
+def to_tensor(pixels: np.ndarray, device: torch.device | str = "cpu", pixel_range: Range = SIGNED) -> torch.Tensor:
+    """Pixels uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in a range, rounded as torchvision's ToTensor and Normalize."""
+    low, high = pixel_range
     tensor = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
-    return tensor.permute(0, 3, 1, 2).float().div_(255).sub_(0.5).div_(0.5).contiguous()
+    return tensor.permute(0, 3, 1, 2).float().div_(255).mul_(high - low).add_(low).contiguous()
 
 
-def to_pixels(images: torch.Tensor) -> np.ndarray:
-    """Images (B, 3, H, W) in [-1, 1] -> uint8 (B, H, W, 3): 127.5 x + 128, clamped and truncated, as LlamaGen does."""
-    scaled = images.float().mul(127.5).add_(128).clamp_(0, 255)
+def to_pixels(images: torch.Tensor, pixel_range: Range = SIGNED) -> np.ndarray:
+    """Images (B, 3, H, W) in a range -> uint8 (B, H, W, 3): rounded half up, clamped, as 127.5 x + 128 in LlamaGen."""
+    low, high = pixel_range
+    scale = 255 / (high - low)
+    scaled = images.float().mul(scale).add_(0.5 - low * scale).clamp_(0, 255)
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -11,22 +11,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from codeprior.artifact import digest_array, digest_bytes, short, write_atomically
+from codeprior.artifact import (
+    digest_array,
+    digest_bytes,
+    is_artifact,
+    read_manifest,
+    short,
+    sort_metadata,
+    write_atomically,
+    write_json,
+)
 from codeprior.clustering.cut import cut
 from codeprior.codebook import Codebook
 from codeprior.errors import InputError
+from codeprior.hub import Hub, is_on_hub, split_source
+from codeprior.sharing import Shared
 from codeprior.version import VERSION
 
 FORMAT = "codeprior.prior/1"
+FILE, CONFIG = "prior.safetensors", "config.json"  # in a folder
 Pick = Literal["uniform", "usage"]
 
 
 @dataclass(frozen=True, eq=False)
-class CodebookPrior:
+class CodebookPrior(Shared):
     """A partition of a codebook's V codes into clusters, with the tree that it was cut from if there is one.
 
     Parameters
@@ -51,6 +63,8 @@ class CodebookPrior:
     InputError
         If the arrays do not fit together.
     """
+
+    kind: ClassVar[str] = "prior"
 
     token_to_cluster: np.ndarray
     codebook_digest: str
@@ -219,22 +233,24 @@ class CodebookPrior:
             "seed": str(self.seed),
             "n_clusters": str(self.n_clusters),
             "codebook_digest": self.codebook_digest,
+            "digest": self.digest,
             "parameters": json.dumps(dict(self.parameters)),
         }
         present = {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}
         with write_atomically(path) as temporary:
             save_file(present, temporary, metadata=metadata)
+            sort_metadata(temporary)
 
     @classmethod
     def load(cls, path: Path | str) -> CodebookPrior:
-        """Read a prior.
+        """Read a prior: its file, a folder that `save_pretrained` made, or either on the hub (`hf:owner/name[/file]`).
 
         Raises
         ------
         InputError
-            If the file is absent, damaged, or not a prior.
+            If the file is absent, damaged, changed, or not a prior.
         """
-        path = Path(path)
+        path = _find(path)
         if not path.is_file():
             raise InputError(f"no prior at {path}: there is no such file")
         from safetensors import safe_open
@@ -247,7 +263,7 @@ class CodebookPrior:
             raise InputError(f"cannot read {path} as a prior: {error}; is the file complete?") from error
         if metadata.get("format") != FORMAT or "token_to_cluster" not in arrays:
             raise InputError(f"{path} is not a prior of codeprior; make one with `codeprior extract`")
-        return cls(
+        prior = cls(
             token_to_cluster=arrays["token_to_cluster"],
             codebook_digest=metadata["codebook_digest"],
             method=metadata["method"],
@@ -256,6 +272,45 @@ class CodebookPrior:
             seed=int(metadata["seed"]),
             parameters=json.loads(metadata["parameters"]),
         )
+        if metadata.get("digest", prior.digest) != prior.digest:
+            raise InputError(f"{path} was changed after it was written; make it again with `codeprior extract`")
+        return prior
+
+    @classmethod
+    def open(cls, source: Path | str) -> CodebookPrior:
+        """`load`, by the name that all shared things have."""
+        return cls.load(source)
+
+    def write_files(self, folder: Path) -> list[str]:
+        """Write the prior, and its facts as JSON for those who look without reading it."""
+        self.save(folder / FILE)
+        write_json(folder / CONFIG, {"kind": self.kind, **self.facts(), "parameters": dict(self.parameters)})
+        return [FILE, CONFIG]
+
+    def facts(self) -> dict[str, Any]:
+        """Method and sizes."""
+        return {
+            "method": self.method,
+            "n_codes": len(self),
+            "n_clusters": self.n_clusters,
+            "codebook_digest": self.codebook_digest,
+            "digest": self.digest,
+            "seed": self.seed,
+        }
+
+
+def _find(source: Path | str) -> Path:
+    """The file of a prior: what the source names, or in the artifact that it names."""
+    if is_on_hub(source) and Path(split_source(source)[2]).suffix:
+        repository, revision, name = split_source(source)
+        hub = Hub(str(source), repository, revision, "")
+        path = hub.fetch(name)
+        if path is None:
+            raise InputError(f"{source} {hub.missing}")
+        return path
+    if is_on_hub(source) or (Path(source).is_dir() and is_artifact(source)):
+        return read_manifest(source, CodebookPrior.kind).path(FILE)
+    return Path(source)
 
 
 def is_prior_file(path: Path) -> bool:

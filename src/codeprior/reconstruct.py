@@ -87,10 +87,9 @@ def name_priors(paths: tuple[Path, ...]) -> dict[str, CodebookPrior]:
 def _check_fit(config: ReconstructConfig, tokenizer: Tokenizer, network: FeatureNetwork | None, n_images: int) -> None:
     """Refuse what cannot be scored before anything is written."""
     size = config.image_size or tokenizer.image_size
-    if size % tokenizer.downsample or size < SSIM_WINDOW:
-        raise InputError(
-            f"image_size must be a multiple of {tokenizer.downsample} and at least {SSIM_WINDOW}, got {size}"
-        )
+    tokenizer.grid(size)
+    if size < SSIM_WINDOW:
+        raise InputError(f"image_size must be at least {SSIM_WINDOW}, got {size}")
     if network:
         network.features(np.zeros((1, size, size, 3), dtype=np.uint8))
         if min(config.n_images, n_images) < 2:
@@ -155,7 +154,8 @@ class Scorer:
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Codes (B, T) -> uint8 (B, S, S, 3)."""
-        return to_pixels(self.tokenizer.decode(torch.from_numpy(codes).to(self.device), self.encoded.grid))
+        decoded = self.tokenizer.decode(torch.from_numpy(codes).to(self.device), self.encoded.grid)
+        return to_pixels(decoded, self.tokenizer.pixel_range)
 
 
 def _encode(images: ImageSet, tokenizer: Tokenizer, config: ReconstructConfig, device: torch.device) -> Encoded:
@@ -165,11 +165,12 @@ def _encode(images: ImageSet, tokenizer: Tokenizer, config: ReconstructConfig, d
     chosen = np.sort(order[: config.n_images])
     pixels = images.read_many(chosen, size)
     batches = [
-        tokenizer.encode(to_tensor(pixels[start : start + config.batch_size], device)).cpu().numpy()
+        tokenizer.encode(to_tensor(pixels[start : start + config.batch_size], device, tokenizer.pixel_range))
+        .cpu()
+        .numpy()
         for start in track(range(0, len(pixels), config.batch_size), "encoding")
     ]
-    side = size // tokenizer.downsample
-    return Encoded(pixels, images.labels[chosen], np.concatenate(batches), (side, side))
+    return Encoded(pixels, images.labels[chosen], np.concatenate(batches), tokenizer.grid(size))
 
 
 def _features(network: FeatureNetwork, pixels: np.ndarray, batch_size: int) -> np.ndarray:

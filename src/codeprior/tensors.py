@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from codeprior.artifact import write_atomically
+from codeprior.artifact import digest_bytes, digest_json, sort_metadata, write_atomically
 from codeprior.errors import InputError
+from codeprior.pickles import StoredTensor
 
 STATE = "state.safetensors"
 
@@ -69,6 +71,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
     """Write tensors as safetensors, atomically."""
     with write_atomically(path) as temporary:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        if metadata:
+            sort_metadata(temporary)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -81,8 +85,34 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InputError(f"cannot read {path}: {error}; is the file complete?") from error
 
 
+def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Digest of tensors of any dtype, by their names."""
+    return digest_json({name: _digest(tensor) for name, tensor in tensors.items()})
+
+
+def _digest(tensor: Tensor) -> str:
+    bits = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return digest_bytes(f"{tensor.dtype}{tuple(tensor.shape)}".encode(), bits.tobytes())
+
+
+def read_stored(stored: StoredTensor) -> Tensor:
+    """A tensor of anybody's file, in the dtype that it has there, bit for bit.
+
+    Raises
+    ------
+    InputError
+        If the file ends before the tensor does, or torch has no such dtype.
+    """
+    dtype = getattr(torch, stored.storage.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        raise InputError(f"{stored.storage.path} stores a tensor as {stored.storage.dtype}, which torch does not know")
+    return torch.from_numpy(np.ascontiguousarray(stored.bits())).view(dtype)
+
+
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], what: str, *, assign: bool = False) -> None:
     """Fill a model's weights; every name and shape must fit.
+
+    With `assign` the tensors become the model's, in its dtypes; it may have been made `on_meta`.
 
     Raises
     ------
@@ -98,6 +128,8 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], what: str, *,
     if any(problems.values()):
         details = "; ".join(f"{problem}: {_list(names)}" for problem, names in problems.items() if names)
         raise InputError(f"{what} does not fit its model ({details})")
+    if assign:
+        tensors = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
     model.load_state_dict(tensors, assign=assign)
 
 

@@ -17,12 +17,13 @@ import numpy as np
 
 from codeprior.artifact import read_json
 from codeprior.errors import InputError
+from codeprior.hub import Hub, is_on_hub, source_name, split_source
 from codeprior.pickles import Leftover, Storage, StoredTensor, printable, read_pickled
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
-HUB = "hf:"
 WRAPPERS = ("ema", "model", "module", "state_dict")  # LlamaGen's order for tokenizers; the bare file comes last
 _STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
+_CONSOLIDATED = "consolidated.pth"  # beside the optimizer's shards of LlamaGen's training with FSDP
 _FOLDERS = ("", "vqvae/", "movq/", "vqmodel/")  # where diffusers' pipelines keep their tokenizers
 _CONFIG_ENTRIES = ("args", "config", "hyper_parameters", "cfg")
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
@@ -61,15 +62,10 @@ class Checkpoint:
         return [value.get("_val") if isinstance(value, dict) else value for value in found]  # omegaconf's boxes
 
 
-def source_name(source: Path | str) -> str:
-    """A source as people write it; `hf:owner/name` may have come as a path."""
-    return Path(source).as_posix() if str(source).startswith(HUB) else str(source)
-
-
 def is_checkpoint(source: Path | str) -> bool:
     """Whether a source is one that `open_checkpoint` reads (a folder may turn out to hold nothing)."""
     text = source_name(source)
-    return text.startswith(HUB) or Path(text).suffix in SUFFIXES or Path(text).is_dir()
+    return is_on_hub(text) or Path(text).suffix in SUFFIXES or Path(text).is_dir()
 
 
 def open_checkpoint(source: Path | str) -> Checkpoint:
@@ -81,7 +77,7 @@ def open_checkpoint(source: Path | str) -> Checkpoint:
         If there is nothing at the source, it is damaged, holds no tensors, or is a pickle that wants to run code.
     """
     text = source_name(source)
-    if text.startswith(HUB):
+    if is_on_hub(text):
         return _open_hub(text)
     path = Path(text)
     if path.is_dir():
@@ -168,6 +164,8 @@ def _open_folder(source: str, fetch: Callable[[str], Path | None], listing: Call
                 if path := fetch(f"{folder}{stem}{suffix}.index.json"):
                     shards = _Shards(path, fetch, folder)
                     return Checkpoint(source, (Scope("", shards),), _read_config(fetch(f"{folder}config.json")))
+    if path := fetch(_CONSOLIDATED):
+        return _open_file(source, path, {})
     files = [name for name in listing() if Path(name).suffix in SUFFIXES]
     if len(files) == 1 and (path := fetch(files[0])):
         return _open_file(source, path, _read_config(fetch("config.json")))
@@ -215,58 +213,16 @@ def _fetch_local(folder: Path, name: str) -> Path | None:
 
 
 def _open_hub(source: str) -> Checkpoint:
-    parts = source.removeprefix(HUB).strip("/").split("/")
-    if len(parts) < 2 or not all(parts):
-        raise InputError(f"{source} must name a repository and perhaps a file: hf:owner/name[/folder][/file]")
-    rest = "/".join(parts[2:])
-    is_file = Path(rest).suffix in SUFFIXES
-    hub = _Hub(source, "/".join(parts[:2]), "" if is_file or not rest else f"{rest}/")
-    if not is_file:
+    repository, revision, path = split_source(source)
+    place = Path(path)
+    if place.suffix not in SUFFIXES:
+        hub = Hub(source, repository, revision, path)
         return _open_folder(source, hub.fetch, hub.listing)
-    path = hub.fetch(rest)
-    if path is None:
+    hub = Hub(source, repository, revision, "")
+    file = hub.fetch(path)
+    if file is None:
         raise InputError(f"{source} {hub.missing}")
-    return _open_file(source, path, _read_config(hub.fetch(str(Path(rest).with_name("config.json")))))
-
-
-class _Hub:
-    """A Hugging Face repository below a folder; without the network, what the cache of the hub's client holds of it."""
-
-    def __init__(self, source: str, repository: str, folder: str) -> None:
-        from huggingface_hub import model_info
-
-        self._source, self._repository, self._folder = source, repository, folder
-        self._names: set[str] | None = None
-        self.missing = "is not in the repository"
-        try:
-            self._names = {entry.rfilename for entry in model_info(repository).siblings or ()}
-        except Exception as error:  # the client raises its own types, and those of the HTTP library it stands on
-            self.missing = f"is not in the cache, and the hub cannot be asked: {_first_line(error)}"
-
-    def listing(self) -> list[str]:
-        """Names of the files below the folder."""
-        if self._names is None:
-            raise InputError(f"{self._source} {self.missing}")
-        return sorted(name.removeprefix(self._folder) for name in self._names if name.startswith(self._folder))
-
-    def fetch(self, name: str) -> Path | None:
-        """A file, from the cache or downloaded into it; None where there is none."""
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
-
-        name = self._folder + name
-        if self._names is not None and name not in self._names:
-            return None
-        try:
-            return Path(hf_hub_download(self._repository, name, local_files_only=self._names is None))
-        except LocalEntryNotFoundError:
-            return None
-        except Exception as error:  # as above
-            raise InputError(f"cannot fetch {name} of {self._source}: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return _open_file(source, file, _read_config(hub.fetch(place.with_name("config.json").as_posix())))
 
 
 def _read_config(path: Path | None) -> dict[str, Any]:

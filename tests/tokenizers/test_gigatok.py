@@ -1,7 +1,7 @@
 """The 1-D tokenizers are GigaTok's: their names, shapes and numbers, recorded from the original (182920c) in float32.
 
-`gigatok_io.npz` holds every fifth pixel of whole passes of VQ_SS256 and VQ_BL256; `gigatok_parts_io.npz` the outputs of
-the original's blocks with each option, made with PyTorch 2.13 on inputs that `normal` repeats.
+`gigatok_io.npz` holds every fifth pixel of whole passes of VQ_SS256, VQ_SB256 and VQ_BL256; `gigatok_parts_io.npz` the
+outputs of the original's blocks with each option, made with PyTorch 2.13 on inputs that `normal` repeats.
 """
 
 import json
@@ -19,7 +19,13 @@ from recorded import rebuild
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 STATE_DICTS = json.loads((GOLDEN / "gigatok_state_dicts.json").read_text())
-NAMES = {"VQ_SS256": "GigaTok-S-S", "VQ_BL256": "GigaTok-B-L"}
+NAMES = {
+    "VQ_SS256": "GigaTok-S-S",
+    "VQ_SB256": "GigaTok-S-B",
+    "VQ_BL256": "GigaTok-B-L",
+    "VQ_XLXXL256": "GigaTok-XL-XXL",
+}
+RECORDED = [name for name in NAMES if name != "VQ_XLXXL256"]  # a pass of 2.9 billion parameters takes 13 GB
 CNN = {"encoder_multipliers": (1, 2), "decoder_multipliers": (1, 2), "channels": 32, "image_size": 8}
 TINY = GigaTokConfig("tiny", "tiny", codebook_size=64, n_tokens=16, z_channels=32, **CNN)
 
@@ -40,7 +46,7 @@ def meta(config):
 
 @pytest.fixture(scope="module")
 def tiny():
-    return GigaTokTokenizer(rebuild(meta(TINY)), "sha256:0")
+    return GigaTokTokenizer(rebuild(meta(TINY)), 8)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -56,7 +62,7 @@ def test_it_has_the_names_the_shapes_and_the_parameters_of_the_original(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", RECORDED)
 def test_it_computes_what_the_original_computed(name):
     if 5 * STATE_DICTS[name]["params"] + 10**9 > available_bytes():  # float32, a layer's features, the rest
         pytest.skip("memory is short")
@@ -124,7 +130,7 @@ def test_a_tokenizer_gives_and_takes_a_sequence_whatever_the_grid(tiny):
     images = normal(5, 2, 3, 8, 8).clamp(-1, 1)
     codes = tiny.encode(images)
     assert (codes.shape, codes.dtype) == ((2, 16), torch.int64)
-    assert (tiny.image_size, tiny.downsample, len(tiny.codebook)) == (8, 2, 64)
+    assert (tiny.image_size, tiny.grid(8), len(tiny.codebook)) == (8, (4, 4), 64)
     decoded = tiny.decode(codes, (4, 4))
     assert decoded.shape == images.shape
     assert torch.equal(decoded, tiny.decode(codes, (1, 16)))
@@ -151,7 +157,7 @@ def test_tokens_are_stored_in_the_order_of_the_sequence_and_the_order_matters(ti
 
 
 def test_other_images_and_other_sequences_are_refused(tiny):
-    with pytest.raises(InputError, match="takes images of 8 x 8 pixels only, got 16 x 8"):
+    with pytest.raises(InputError, match="takes images of 8 x 8 pixels only, got 16"):
         tiny.encode(torch.zeros(1, 3, 16, 8))
     with pytest.raises(InputError, match="has 16 tokens an image, got 8 on a grid of"):
         tiny.decode(torch.zeros(1, 8, dtype=torch.int64), (2, 4))

@@ -50,7 +50,7 @@ def test_the_folder_is_all_that_a_tokenizer_needs(trained):
     config, results = trained
     tokenizer = load_tokenizer(config.output)
     assert tokenizer.image_size == 16
-    assert tokenizer.downsample == 4
+    assert tokenizer.grid(16) == (4, 4)
     assert tokenizer.digest == read_manifest(config.output).digest
     assert tokenizer.codebook.digest == results["codebook_digest"] == Codebook.load(config.output).digest
     assert tokenizer.codebook.normalize
@@ -233,12 +233,13 @@ def test_truncated_weights_are_refused(trained, tmp_path):
 
 
 def test_weights_of_another_architecture_are_refused_by_name(trained):
-    from codeprior.tokenizers.loading import load_weights
+    from codeprior.tensors import load_strictly, read_tensors
     from codeprior.tokenizers.vqgan import VQGAN
 
+    weights, _ = read_tensors(trained[0].output / "model.safetensors")
     with torch.device("meta"):
         deeper, wider = VQGAN(preset("VQ-8")), VQGAN(preset("VQ-4-tiny", 65))
     with pytest.raises(InputError, match=r"missing: .*attn.* and \d+ more; unexpected: .*nin_shortcut"):
-        load_weights(deeper, trained[0].output / "model.safetensors")
+        load_strictly(deeper, weights, "the file", assign=True)
     with pytest.raises(InputError, match=r"of another shape: quantize\.embedding\.weight"):
-        load_weights(wider, trained[0].output / "model.safetensors")
+        load_strictly(wider, weights, "the file", assign=True)

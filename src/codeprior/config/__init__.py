@@ -5,6 +5,7 @@ Imports nothing heavy, so that `codeprior --help` answers at once. A field's tex
 """
 
 from codeprior.config.base import NOT_IDENTITY, ImagesConfig, MakeConfig, VerbConfig, Views
+from codeprior.config.foreign import ConvertConfig, PushConfig
 from codeprior.config.judgement import EvaluateConfig, TrainClassifierConfig
 from codeprior.config.prior import ExtractConfig, InspectConfig
 from codeprior.config.sampling import SampleConfig
@@ -21,6 +22,7 @@ from codeprior.config.whole import DemoConfig, DoctorConfig, ReportConfig
 
 __all__ = [
     "NOT_IDENTITY",
+    "ConvertConfig",
     "DemoConfig",
     "DoctorConfig",
     "EncodeConfig",
@@ -31,6 +33,7 @@ __all__ = [
     "ImportCodesConfig",
     "InspectConfig",
     "MakeConfig",
+    "PushConfig",
     "ReconstructConfig",
     "ReportConfig",
     "SampleConfig",

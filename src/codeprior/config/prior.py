@@ -17,7 +17,8 @@ class ExtractConfig(MakeConfig):
 
     codebook: Positional[Path] = field(metadata=NOT_IDENTITY)
     """A tokenizer folder, an array (.npy, .npz), or anybody's checkpoint: .pt, .pth, .ckpt, .bin, .safetensors, a
-    Hugging Face folder, or hf:owner/name[/file]. Pickles are read without running them."""
+    Hugging Face folder, or hf:owner/name[/file]. Pickles are read without running them. A tokenizer of your own:
+    package.module:function or file.py:function."""
     family: str | None = field(default=None, metadata=NOT_IDENTITY)
     """Family of the checkpoint's tokenizer, where the file does not tell it: llamagen, taming, titok, ..."""
     key: str | None = field(default=None, metadata=NOT_IDENTITY)

@@ -14,9 +14,9 @@ class SampleConfig(MakeConfig):
     """Sample images from a trained transformer."""
 
     checkpoint: Path = field(metadata=NOT_IDENTITY)
-    """Checkpoint folder (from train)."""
+    """Checkpoint folder (from train or convert), or hf:owner/name."""
     tokenizer: Path = field(metadata=NOT_IDENTITY)
-    """Tokenizer folder, to decode with."""
+    """Tokenizer to decode with: a folder, hf:owner/name, or one of your own, package.module:function."""
     ema: bool = False
     """Sample from the weights averaged over the steps of training, where it kept them (--ema-decay)."""
     captions: Path | None = field(default=None, metadata=NOT_IDENTITY)

@@ -75,7 +75,7 @@ class EncodeConfig(ImagesConfig, MakeConfig):
     """Encode images into a packed store of codes."""
 
     tokenizer: Path = field(metadata=NOT_IDENTITY)
-    """Tokenizer folder."""
+    """Tokenizer folder, hf:owner/name, or a tokenizer of your own: package.module:function or file.py:function."""
     image_size: int | None = None
     """Side of the square images, pixels; default: the size that the tokenizer was trained at."""
     views: StoredViews = "centre"
@@ -150,7 +150,7 @@ class ReconstructConfig(ImagesConfig, MakeConfig):
     """Replace each token by a random one of its cluster, decode and score (the papers' replacement test)."""
 
     tokenizer: Path = field(metadata=NOT_IDENTITY)
-    """Tokenizer folder."""
+    """Tokenizer folder, hf:owner/name, or a tokenizer of your own: package.module:function or file.py:function."""
     priors: tuple[Path, ...] = field(default=(), metadata=NOT_IDENTITY)
     """Priors to compare; no replacement is always scored too."""
     features: Path | None = field(default=None, metadata=NOT_IDENTITY)

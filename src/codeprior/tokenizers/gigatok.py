@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codeprior.codebook import Codebook
 from codeprior.errors import InputError
+from codeprior.tokenizers.folder import FolderTokenizer, Shapes
 from codeprior.tokenizers.qformer import Decoder1Dto2D, Encoder2Dto1D, QFormerConfig
-from codeprior.tokenizers.vqgan import Decoder, Encoder, VectorQuantizer, VQGANConfig
+from codeprior.tokenizers.vqgan import Decoder, Encoder, VectorQuantizer, VQGANConfig, multipliers
 
 # fmt: off
 SIZES = {  # of a Q-former
@@ -216,37 +216,42 @@ class GigaTok(nn.Module):
         return self.decode_vectors(self.quantize.lookup(codes.unsqueeze(1)))
 
 
-@dataclass(frozen=True, eq=False)
-class GigaTokTokenizer:
-    """A GigaTok model and the digest of its folder; see `Tokenizer`. Its grid is only a way to count the tokens."""
+class GigaTokTokenizer(FolderTokenizer):
+    """A GigaTok model as a tokenizer; see `Tokenizer`. Its grid is only a way to count the tokens."""
 
-    model: GigaTok
-    digest: str
+    family: ClassVar[str] = "gigatok"
+    config_class: ClassVar[type[Any]] = GigaTokConfig
+    model_class: ClassVar[type[nn.Module]] = GigaTok
 
-    @property
-    def image_size(self) -> int:
-        """Side of its images, pixels."""
-        return self.model.config.image_size
+    @classmethod
+    def identify(cls, shapes: Shapes) -> GigaTokConfig | None:
+        """The architecture of one of GigaTok's files of 1-D tokenizers; the 2-D ones have LlamaGen's names.
 
-    @property
-    def downsample(self) -> int:
-        """Pixels a token, along each side, on average."""
-        return self.image_size // math.isqrt(self.model.config.n_tokens)
+        What leaves no trace in the weights is as in every released tokenizer: pooled queries, those of the decoder the
+        first token, codes on the unit sphere. A YAML says it; see `gigatok_files.read_yaml`.
+        """
+        if _MARK not in shapes:
+            return None
+        try:
+            return _identify(shapes)
+        except (KeyError, IndexError, ValueError) as error:
+            raise InputError(
+                f"not the whole weights of GigaTok's 1-D tokenizer: {error} is missing or has another shape"
+            ) from None
 
-    @cached_property
-    def codebook(self) -> Codebook:
-        """The stored vectors and the space in which they are compared."""
-        weight = self.model.quantize.embedding.weight
-        return Codebook(weight.detach().float().cpu().numpy(), normalize=self.model.config.normalize)
+    def grid(self, image_size: int) -> tuple[int, int]:
+        """As many rows as columns; the tokens have an order but no places."""
+        if image_size != self.image_size:
+            size = self.image_size
+            raise InputError(f"this tokenizer takes images of {size} x {size} pixels only, got {image_size}")
+        side = math.isqrt(self.model.config.n_tokens)
+        return side, side
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) in [-1, 1] -> codes int64 (B, T)."""
-        if images.shape[2:] != (self.image_size, self.image_size):
-            raise InputError(
-                f"this tokenizer takes images of {self.image_size} x {self.image_size} pixels only, "
-                f"got {images.shape[2]} x {images.shape[3]}"
-            )
+        for side in images.shape[2:]:
+            self.grid(side)
         return self.model.encode(images)
 
     @torch.inference_mode()
@@ -256,6 +261,36 @@ class GigaTokTokenizer:
         if codes.shape[1] != n_tokens or math.prod(grid) != n_tokens:
             raise InputError(f"this tokenizer has {n_tokens} tokens an image, got {codes.shape[1]} on a grid of {grid}")
         return self.model.decode(codes)
+
+
+_MARK = "s2to1encoder.encoder_embed.weight"  # only 1-D GigaTok tokenizers have it
+
+
+def _identify(shapes: Shapes) -> GigaTokConfig:
+    size_of_width = {size[0]: name for name, size in SIZES.items()}
+    channels, codebook = shapes["encoder.conv_in.weight"][0], shapes["quantize.embedding.weight"]
+    encoder, decoder = (multipliers(shapes, part, channels) for part in ("encoder", "decoder"))
+    grid = math.isqrt(shapes["s2to1encoder.positional_embedding"][0])
+    distill = shapes.get("s1to2decoder.distill_mlp.4.bias")
+    return GigaTokConfig(
+        encoder=size_of_width[shapes["s2to1encoder.encoder_embed.weight"][0]],
+        decoder=size_of_width[shapes["s1to2decoder.decoder_embed.weight"][0]],
+        codebook_size=codebook[0],
+        codebook_dim=codebook[1],
+        n_tokens=shapes["s2to1encoder.latent_token_positional_embedding"][0],
+        z_channels=shapes["quant_conv.weight"][1],
+        encoder_multipliers=encoder,
+        decoder_multipliers=decoder[::-1],
+        encoder_queries="learned" if "s2to1encoder.query_1d" in shapes else "pooled",
+        decoder_queries="learned" if "s1to2decoder.q_2d" in shapes else "first",
+        qk_norm="s2to1encoder.transformer.0.self_attn.q_norm.weight" in shapes,
+        adaptive_norm="decoder.adaptive.0.gamma.weight" in shapes,
+        depth_to_space="decoder.conv_blocks.0.upsample.conv1.weight" in shapes,
+        attention="encoder.mid.1.q.weight" in shapes,
+        distill_width=distill[0] if distill else None,
+        channels=channels,
+        image_size=grid * 2 ** (len(encoder) - 1),
+    )
 
 
 def _without_gaps(blocks: nn.ModuleList) -> nn.ModuleList:

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codeprior.artifact import Workspace
-from codeprior.codebook import Codebook
 from codeprior.config import TrainTokenizerConfig
 from codeprior.crops import N_VIEWS, view
 from codeprior.device import resolve_device, resolve_precision
@@ -24,9 +23,8 @@ from codeprior.images import ImageSet, open_images
 from codeprior.pixels import to_pixels, to_tensor
 from codeprior.progress import track
 from codeprior.runlog import METRICS, MetricsLog
-from codeprior.tensors import STATE, load_state, save_state, save_tensors
-from codeprior.tokenizers.loading import CONFIG, WEIGHTS, save_config
-from codeprior.tokenizers.vqgan import VQGAN, VQGANConfig, preset
+from codeprior.tensors import STATE, load_state, save_state
+from codeprior.tokenizers.vqgan import VQGAN, VQGANConfig, VQGANTokenizer, preset
 
 _STEPS_BETWEEN_METRICS = 20
 _CACHED_BYTES = 2**30
@@ -90,18 +88,13 @@ def _train(
             trainer.save(workspace.path(STATE))
             workspace.checkpoint()
     train_psnr_db, codes_used = evaluate(trainer.model, images, config)
-    save_config(workspace.folder, architecture, config.image_size)
-    save_tensors(workspace.path(WEIGHTS), trainer.model.state_dict())
-    codebook = Codebook(trainer.model.quantize.embedding.weight.detach().cpu().numpy(), normalize=True)
+    tokenizer = VQGANTokenizer(trainer.model, config.image_size)
     results = {
-        "n_parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "train_psnr_db": round(train_psnr_db, 3),
         "codes_used": codes_used,
-        "codebook_size": len(codebook),
-        "codebook_digest": codebook.digest,
         "images_per_s": round(images_per_s, 1),
     }
-    workspace.finish([CONFIG, WEIGHTS], results)
+    workspace.finish(tokenizer.write_files(workspace.folder), tokenizer.facts() | results)
     workspace.path(STATE).unlink(missing_ok=True)
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codeprior.errors import InputError
+from codeprior.tokenizers.folder import FolderTokenizer, Shapes
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class VQGANConfig:
     """Whether there is self-attention at the lowest resolution."""
     norm_groups: int = 32
     """Groups of a GroupNorm."""
+    normalize: bool = True
+    """Whether codes are compared and read on the unit sphere."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "multipliers", tuple(self.multipliers))
 
     @property
     def downsample(self) -> int:
@@ -216,7 +223,7 @@ class VQGAN(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quantize = VectorQuantizer(config.codebook_size, config.codebook_dim)
+        self.quantize = VectorQuantizer(config.codebook_size, config.codebook_dim, normalize=config.normalize)
         self.quant_conv = nn.Conv2d(config.z_channels, config.codebook_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.z_channels, 1)
 
@@ -235,6 +242,68 @@ class VQGAN(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Codes int64 (B, h, w) -> images (B, 3, H, W), not clamped."""
         return self.decode_vectors(self.quantize.lookup(codes))
+
+
+class VQGANTokenizer(FolderTokenizer):
+    """A VQGAN as a tokenizer; see `Tokenizer`. It takes images of any size that its levels halve evenly."""
+
+    family: ClassVar[str] = "vqgan"
+    config_class: ClassVar[type[Any]] = VQGANConfig
+    model_class: ClassVar[type[nn.Module]] = VQGAN
+
+    @classmethod
+    def identify(cls, shapes: Shapes) -> VQGANConfig | None:
+        """The architecture of one of LlamaGen's files, or of those who kept its names (IAR, Janus's tokenizer)."""
+        if not any(name.startswith("decoder.conv_blocks.") for name in shapes):
+            return None
+        try:
+            channels = shapes["encoder.conv_in.weight"][0]
+            codebook_size, codebook_dim = shapes["quantize.embedding.weight"]
+            return VQGANConfig(
+                channels=channels,
+                multipliers=multipliers(shapes, "encoder", channels),
+                res_blocks=_n_blocks(shapes, "encoder"),
+                decoder_res_blocks=_n_blocks(shapes, "decoder"),
+                z_channels=shapes["quant_conv.weight"][1],
+                codebook_size=codebook_size,
+                codebook_dim=codebook_dim,
+                attention="encoder.mid.1.q.weight" in shapes,
+            )
+        except (KeyError, IndexError, ValueError) as error:
+            raise InputError(
+                f"not the whole weights of LlamaGen's tokenizer: {error} is missing or has another shape"
+            ) from None
+
+    def grid(self, image_size: int) -> tuple[int, int]:
+        """A token for every block of pixels."""
+        downsample = self.model.config.downsample
+        if image_size < 1 or image_size % downsample:
+            raise InputError(f"image_size must be a multiple of {downsample}, got {image_size}")
+        return image_size // downsample, image_size // downsample
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> codes int64 (B, T)."""
+        for side in images.shape[2:]:
+            self.grid(side)
+        return self.model.encode(images).flatten(1)
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Codes (B, T) on a grid of (h, w) -> images (B, 3, H, W), not clamped."""
+        return self.model.decode(codes.unflatten(1, grid))
+
+
+def multipliers(shapes: Shapes, part: str, channels: int) -> tuple[int, ...]:
+    """Channels of each level of the "encoder" or the "decoder", in units of `channels`, in the order of its levels."""
+    widths: list[int] = []
+    while (name := f"{part}.conv_blocks.{len(widths)}.res.0.conv1.weight") in shapes:
+        widths.append(shapes[name][0])
+    return tuple(width // channels for width in widths)
+
+
+def _n_blocks(shapes: Shapes, part: str) -> int:
+    return next(n for n in range(len(shapes)) if f"{part}.conv_blocks.0.res.{n}.conv1.weight" not in shapes)
 
 
 def _silu(x: Tensor) -> Tensor:
