@@ -394,3 +394,24 @@ def test_a_safetensors_export_is_read_too(tmp_path):
     result = converted(tmp_path / "gpt.safetensors", tmp_path / "gpt")
     assert result["recognised"] == "class-conditional transformer, dim 64, learned positions"
     assert SimpleNamespace(**load_checkpoint(tmp_path / "gpt").config.model.__dict__).n_heads == 4
+
+
+def test_a_transformer_with_learned_positions_trained_here_is_gigatoks_file(tiny, tmp_path):
+    config = {"codes": tiny / "codes", "steps": 2, "batch_size": 16, "device": "cpu"}
+    train(TrainConfig(output=tmp_path / "gpt", positions="learned", qk_norm=True, **config))
+    sample(
+        SampleConfig(
+            checkpoint=tmp_path / "gpt", tokenizer=tiny / "tokenizer", output=tmp_path / "s", n_images=4, device="cpu"
+        )
+    )
+    converted(tmp_path / "gpt", tmp_path / "gpt.pt")
+    weights = torch.load(tmp_path / "gpt.pt", weights_only=True)["model"]
+    assert weights["positional_embedding"].shape == (17, 128)
+    assert weights["layers.3.attention.k_norm.bias"].shape == (32,)
+
+
+def test_the_report_says_what_was_converted(tmp_path):
+    torch.save({"model": vq_weights()}, tmp_path / "vq.pt")
+    converted(tmp_path / "vq.pt", tmp_path / "runs" / "vq")
+    main(["report", str(tmp_path / "runs")])
+    assert ">convert<" in (tmp_path / "runs" / "report.html").read_text().replace("\n", "").replace(" ", "")

@@ -197,3 +197,24 @@ def test_sources_that_do_not_fit_each_other_are_refused(tiny, tmp_path):
         take(tiny, tmp_path / "store2", wide, n_images=8)
     with pytest.raises(InputError, match="no codes at"):
         take(tiny, tmp_path / "store2", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("layout", ["llamagen", "rar"])
+def test_processes_that_share_an_export_write_what_one_writes(tiny, tmp_path, monkeypatch, layout):
+    def export(output, rank, size):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", str(size))
+        return export_codes(ExportCodesConfig(codes=tiny / "codes", layout=layout, output=output))
+
+    def content(folder):
+        files = [path for path in folder.rglob("*") if path.suffix in (".npy", ".jsonl")]
+        return {path.relative_to(folder): path.read_bytes() for path in files}
+
+    export(tmp_path / "alone", 0, 1)
+    export(tmp_path / "ranks", 0, 2)  # begun by two, of which one never runs
+    waiting = export(tmp_path / "ranks", 2, 3)
+    assert waiting["state"] == "done; the last of 3 processes to finish closes the folder"
+    export(tmp_path / "ranks", 0, 3)
+    assert export(tmp_path / "ranks", 1, 3)["n_images"] == 60
+    assert content(tmp_path / "ranks") == content(tmp_path / "alone")
+    assert not list((tmp_path / "ranks").glob("progress-*"))

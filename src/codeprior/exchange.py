@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from codeprior.artifact import Workspace, digest_json, read_json, write_json
+from codeprior.artifact import Workspace, digest_json, read_json, write_atomically, write_json
 from codeprior.codes import CodeStore, StoreWriter
 from codeprior.config import ExportCodesConfig, ImportCodesConfig
 from codeprior.crops import CROP_RANGES
@@ -20,7 +22,6 @@ from codeprior.progress import track
 from codeprior.shards import Shard
 from codeprior.tokenizers import load_tokenizer
 
-_PROGRESS = "progress.json"
 _IMAGES_AT_ONCE = 64
 _TEN_CROP_FOLDERS = {1.1: "flip_ten_crop", 1.05: "flip_ten_crop_105"}
 
@@ -63,28 +64,37 @@ def import_codes(config: ImportCodesConfig) -> dict[str, Any]:
 
 
 def export_codes(config: ExportCodesConfig) -> dict[str, Any]:
-    """Write a store as another project reads it; an interrupted run is continued.
+    """Write a store as another project reads it; an interrupted run is continued, by ranks if need be.
 
     LlamaGen's loader tells by the path whether there are views to choose from ("flip" in it) and where the second crop
-    range is (`ten_crop_105` for `ten_crop`), so the folders have these names.
+    range is (`ten_crop_105` for `ten_crop`), so the folders have these names. Under `torchrun` each process writes its
+    share of the images; with another number of processes than it was begun with, an interrupted run begins anew.
 
     Raises
     ------
     InputError
         If the store cannot be opened, or the output holds something else.
     """
-    store = CodeStore.open(config.codes)
-    inputs = {"codes": store.digest}
+    store, shard = CodeStore.open(config.codes), Shard.from_environment()
     with Workspace(
-        config.output, kind="exported codes", settings=config.settings(), inputs=inputs, overwrite=config.overwrite
+        config.output,
+        kind="exported codes",
+        settings=config.settings(),
+        inputs={"codes": store.digest},
+        overwrite=config.overwrite,
+        shard=shard,
     ) as workspace:
         if not workspace.complete:
-            write = _write_jsonl if config.layout == "rar" else _write_files
-            places = write(config, store, workspace)
-            results = {"n_images": len(store), "layout": config.layout, "written": ", ".join(map(str, places))}
-            workspace.finish([], results)
-            workspace.path(_PROGRESS).unlink(missing_ok=True)
-        assert workspace.manifest is not None
+            export = _Lines(store, workspace) if config.layout == "rar" else _Files(config, store, workspace)
+            export.write()
+            with workspace.alone():
+                if not workspace.complete and export.all_done():
+                    places = ", ".join(export.finish())
+                    workspace.finish([], {"n_images": len(store), "layout": config.layout, "written": places})
+                    export.remove_records()
+        if workspace.manifest is None:
+            state = f"done; the last of {shard.size} processes to finish closes the folder"
+            return {"output": str(config.output), "rank": shard.rank, "state": state}
         return {"output": str(config.output), **workspace.manifest.results}
 
 
@@ -140,44 +150,106 @@ def read_class_names(path: Path | None) -> tuple[str, ...] | None:
     return tuple(path.read_text().splitlines())
 
 
-def _write_files(config: ExportCodesConfig, store: CodeStore, workspace: Workspace) -> list[Path]:
-    """A file an image, in a folder for each crop range; says which."""
-    ranges = list(_ranges(store))
-    folders = []
-    for place, _ in ranges:
-        base = workspace.path(place)
-        folders.append(
-            (base / f"{config.name}{store.image_size}_codes", base / f"{config.name}{store.image_size}_labels")
-        )
-        for folder in folders[-1]:
-            folder.mkdir(parents=True, exist_ok=True)
-    done = int(read_json(workspace.path(_PROGRESS))["images"]) if workspace.path(_PROGRESS).exists() else 0
-    recorded = time.monotonic()
-    for number in track(range(done, len(store)), "export", total=len(store), start=done):
-        label = int(store.labels[number])
-        for pair, (_, views) in zip(folders, ranges, strict=True):
-            write_npy(pair, number, store.codes[number, views], label, leading_axis=config.layout == "llamagen")
-        if time.monotonic() - recorded >= SECONDS_BETWEEN_RECORDS:
-            write_json(workspace.path(_PROGRESS), {"images": number + 1})
-            recorded = time.monotonic()
-    return [Path(place) for place, _ in ranges]
+class _Export:
+    """A share of a store's images, written one by one, with a record of how many are done."""
 
+    def __init__(self, store: CodeStore, workspace: Workspace) -> None:
+        self.store, self.workspace = store, workspace
+        self.share = workspace.shard.of(len(store))
 
-def _write_jsonl(config: ExportCodesConfig, store: CodeStore, workspace: Workspace) -> list[Path]:
-    """One file with a line for each view; says which."""
-    path = workspace.path("codes.jsonl")
-    progress = read_json(workspace.path(_PROGRESS)) if workspace.path(_PROGRESS).exists() else {"images": 0, "bytes": 0}
-    done = int(progress["images"])
-    recorded = time.monotonic()
-    with open(path, "a") as file:
-        file.truncate(progress["bytes"])
-        for number in track(range(done, len(store)), "export", total=len(store), start=done):
-            write_jsonl(file, store.codes[number], int(store.labels[number]))
+    def write(self) -> None:
+        """Write what is missing of this process's share."""
+        done = self._read_record(self.workspace.shard.rank).get("images", self.share.start)
+        recorded = time.monotonic()
+        for number in track(
+            range(done, self.share.stop), "export", total=len(self.share), start=done - self.share.start
+        ):
+            self.write_one(number)
             if time.monotonic() - recorded >= SECONDS_BETWEEN_RECORDS:
-                file.flush()
-                write_json(workspace.path(_PROGRESS), {"images": number + 1, "bytes": path.stat().st_size})
+                write_json(self._record(self.workspace.shard.rank), self.record(number + 1))
                 recorded = time.monotonic()
-    return [Path(path.name)]
+        write_json(self._record(self.workspace.shard.rank), self.record(self.share.stop))
+
+    def write_one(self, number: int) -> None:
+        """Write an image's codes."""
+        raise NotImplementedError
+
+    def record(self, done: int) -> dict[str, int]:
+        """What is safely written when images before `done` are."""
+        return {"images": done}
+
+    def finish(self) -> list[str]:
+        """Put together what all shares wrote; where it is."""
+        raise NotImplementedError
+
+    def all_done(self) -> bool:
+        """Whether every process has written its share."""
+        size = self.workspace.shard.size
+        stops = [Shard(rank, size).of(len(self.store)).stop for rank in range(size)]
+        return all(self._read_record(rank).get("images") == stop for rank, stop in enumerate(stops))
+
+    def remove_records(self) -> None:
+        """Remove the records, once everything is there."""
+        for record in self.workspace.folder.glob("progress-*.json"):
+            record.unlink()
+
+    def _record(self, rank: int) -> Path:
+        return self.workspace.path(f"progress-{rank}-of-{self.workspace.shard.size}.json")
+
+    def _read_record(self, rank: int) -> dict[str, int]:
+        return dict(read_json(self._record(rank))) if self._record(rank).exists() else {}
+
+
+class _Files(_Export):
+    """A file an image, in a folder for each crop range."""
+
+    def __init__(self, config: ExportCodesConfig, store: CodeStore, workspace: Workspace) -> None:
+        super().__init__(store, workspace)
+        self.leading_axis = config.layout == "llamagen"
+        self.ranges = dict(_ranges(store))
+        names = [f"{config.name}{store.image_size}_{kind}" for kind in ("codes", "labels")]
+        self.folders = {place: tuple(workspace.path(place) / name for name in names) for place in self.ranges}
+        for folder in (folder for pair in self.folders.values() for folder in pair):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def write_one(self, number: int) -> None:
+        label = int(self.store.labels[number])
+        for place, (codes, labels) in self.folders.items():
+            views = self.store.codes[number, self.ranges[place]]
+            write_npy((codes, labels), number, views, label, leading_axis=self.leading_axis)
+
+    def finish(self) -> list[str]:
+        return list(self.ranges)
+
+
+class _Lines(_Export):
+    """One file with a line for each view; each process writes its part of it."""
+
+    def write(self) -> None:
+        rank = self.workspace.shard.rank
+        with open(self._part(rank), "a") as self.file:
+            self.file.truncate(self._read_record(rank).get("bytes", 0))
+            super().write()
+
+    def write_one(self, number: int) -> None:
+        write_jsonl(self.file, self.store.codes[number], int(self.store.labels[number]))
+
+    def record(self, done: int) -> dict[str, int]:
+        self.file.flush()
+        return {"images": done, "bytes": os.fstat(self.file.fileno()).st_size}
+
+    def finish(self) -> list[str]:
+        parts = [self._part(rank) for rank in range(self.workspace.shard.size)]
+        with write_atomically(self.workspace.path("codes.jsonl")) as temporary, open(temporary, "wb") as whole:
+            for part in parts:
+                with open(part, "rb") as file:
+                    shutil.copyfileobj(file, whole)
+        for part in self.workspace.folder.glob("codes-*-of-*.jsonl"):
+            part.unlink()
+        return ["codes.jsonl"]
+
+    def _part(self, rank: int) -> Path:
+        return self.workspace.path(f"codes-{rank}-of-{self.workspace.shard.size}.jsonl")
 
 
 def _ranges(store: CodeStore) -> Iterator[tuple[str, slice]]:

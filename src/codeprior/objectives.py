@@ -70,6 +70,8 @@ def build(config: TrainConfig, codes: CodeStore, prior: CodebookPrior | None) ->
         token_dropout=config.token_dropout,
         drop_path=config.drop_path,
         null_class=config.class_dropout > 0,
+        positions=config.positions,
+        qk_norm=config.qk_norm,
         **kind.vocabularies(codes.codebook_size, 0 if prior is None else prior.n_clusters),
     )
     model = Transformer(architecture, torch.Generator().manual_seed(config.seed))

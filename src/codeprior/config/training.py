@@ -33,6 +33,10 @@ class TrainConfig(MakeConfig):
     """Size, by its name in the presets table: tiny, GPT-B, GPT-L, GPT-XL, ..."""
     n_layers: int | None = None
     """Blocks, where not as many as the model's name says; refine needs few (DCPE: 1 of GPT-B's)."""
+    positions: Literal["rotary", "learned"] = "rotary"
+    """rotary tells rows and columns, as in LlamaGen; learned goes with tokens that lie on no grid, as GigaTok's."""
+    qk_norm: bool = False
+    """Normalise queries and keys in each head, as GigaTok's --qk-norm."""
     steps: int = 700
     """Optimizer steps."""
     batch_size: int = 64

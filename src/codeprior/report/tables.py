@@ -22,6 +22,11 @@ STAGES = {
 }
 
 
+def _stage(manifest: Manifest) -> str:
+    """The verb that made an artifact."""
+    return "convert" if "recognised" in manifest.results else STAGES.get(manifest.kind, manifest.kind)
+
+
 def score_names(rows: list[dict[str, Any]], kind: str) -> list[str]:
     """The scores of a kind ("FD", "IS") that the rows hold, in order: `FD[digits-cnn]`."""
     names = [name for row in rows for name in row if name.startswith(f"{kind}[") and not name.endswith("_sd")]
@@ -241,7 +246,7 @@ def timings(findings: Findings) -> list[dict[str, Any]]:
     longest = max((manifest.time_s for manifest in findings.manifests), default=0) or 1
     return [
         {
-            "stage": STAGES.get(manifest.kind, manifest.kind),
+            "stage": _stage(manifest),
             "place": findings.place(manifest.folder),
             "time": duration(manifest.time_s),
             "share": f"{100 * manifest.time_s / longest:.1f}",
@@ -254,7 +259,7 @@ def settings(findings: Findings) -> list[dict[str, Any]]:
     """What each artifact and prior was made with: settings, seed, digests of its inputs, its own."""
     described = [
         {
-            "stage": STAGES.get(manifest.kind, manifest.kind),
+            "stage": _stage(manifest),
             "place": findings.place(manifest.folder),
             "seed": manifest.settings.get("seed"),
             "settings": {name: _brief(value) for name, value in manifest.settings.items()},
