@@ -1,11 +1,14 @@
 """Originals' files become folders of ours and files again, bit for bit; what is no such file is refused in one line."""
 
 import argparse
+import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from codeprior.artifact import read_manifest
@@ -83,6 +86,27 @@ def test_what_goes_into_a_folder_comes_out_bit_for_bit(tmp_path, name, dtype):
     assert_identical(load_file(tmp_path / "back.safetensors"), weights)
     again = converted(tmp_path / "bare.pth", tmp_path / "again", **settings)
     assert again["digest"] == read_manifest(tmp_path / "folder").digest
+
+
+def test_a_yaml_says_what_leaves_no_trace_in_the_weights(tmp_path):
+    torch.save({"model": vq_weights(GigaTok, GIGATOK)}, tmp_path / "original.pt")
+    arguments = {"model_size": "tiny", "codebook_size": 64, "num_latent_tokens": 16, "z_channels": 32}
+    arguments |= {"encoder_ch_mult": [1, 2], "decoder_ch_mult": [1, 2], "adaptive_gn": True, "d2s_up": True}
+    arguments |= {"use_attn": False, "distill_depth": 3, "last_level_2d_query_init": True, "codebook_l2_norm": False}
+
+    def written(**changes):
+        model = {"model_cls": "VQVitModelPlus", "init_args": arguments | changes}
+        (tmp_path / "VQ.yaml").write_text(yaml.safe_dump({"model": model, "trainer": {"distill_loss": True}}))
+        return tmp_path / "VQ.yaml"
+
+    converted(tmp_path / "original.pt", tmp_path / "tokenizer", yaml=written(multi_level_query_init=True))
+    config = load_tokenizer(tmp_path / "tokenizer").model.config
+    assert config == replace(GIGATOK, decoder_queries="last_level", normalize=False)
+    with pytest.raises(InputError, match=r"has of another shape quantize\.embedding\.weight"):
+        converted(tmp_path / "original.pt", tmp_path / "other", yaml=written(codebook_size=65))
+    torch.save({"model": vq_weights()}, tmp_path / "vq.pt")
+    with pytest.raises(InputError, match="is a vqgan tokenizer, which no --yaml describes"):
+        converted(tmp_path / "vq.pt", tmp_path / "other", yaml=written())
 
 
 @pytest.mark.parametrize("wrapper", ["model", "module", "state_dict", ""])
@@ -334,8 +358,6 @@ def test_what_cannot_be_converted_is_refused_in_one_line_and_nothing_is_written(
     assert stop.value.code == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    import re
-
     assert re.search(message, said), said
     assert not (tmp_path / "folder").exists()
 

@@ -102,7 +102,11 @@ def _tokenizer(
     said = checkpoint.settings("codebook_l2_norm")
     assumed: dict[str, Any] = {}
     if given.config is not None:
-        config = given.config
+        if type(given.config) is not type(config):
+            raise InputError(f"{checkpoint.source} is a {family.family} tokenizer, which no --yaml describes")
+        config = replace(
+            given.config, channels=config.channels, image_size=config.image_size
+        )  # it has no words for them
     elif isinstance(said[0] if said else None, bool):
         config = replace(config, normalize=said[0])
     else:
