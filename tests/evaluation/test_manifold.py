@@ -20,9 +20,10 @@ def brute_force(reference, samples, k):
 
 
 @pytest.mark.parametrize("kind", ["overlapping", "apart", "copies", "lattice", "far from the origin"])
-@pytest.mark.parametrize("at_once", [1 << 26, 100])
-def test_precision_and_recall_equal_the_definition(kind, at_once, monkeypatch):
-    monkeypatch.setattr(manifold, "DISTANCES_AT_ONCE", at_once)
+@pytest.mark.parametrize(("tile", "spare"), [(2048, 5), (7, 5), (20, 0)])
+def test_precision_and_recall_equal_the_definition(kind, tile, spare, monkeypatch):
+    monkeypatch.setattr(manifold.tiles, "__defaults__", (tile,))
+    monkeypatch.setattr(manifold, "SPARE", spare)
     generator = np.random.default_rng(0)
     reference = generator.normal(size=(60, 5)).astype(np.float32)
     samples = (0.8 * generator.normal(size=(45, 5)) + 0.3).astype(np.float32)

@@ -4,7 +4,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from codeprior.errors import InputError
-from codeprior.evaluation.metrics import class_consistency, inception_score, psnr_db, ssim
+from codeprior.evaluation.metrics import LLAMAGEN_RANGE, class_consistency, inception_score, psnr_db, ssim
 
 
 @pytest.fixture
@@ -41,12 +41,31 @@ def test_images_that_differ_in_shape_or_kind_are_refused(pairs: tuple[np.ndarray
         ssim(originals[:, :6], images[:, :6])
 
 
+def test_llamagen_s_ssim_is_that_of_twice_the_range(pairs: tuple[np.ndarray, np.ndarray]) -> None:
+    """It passes data_range=2.0 for images in [0, 1], and so gets more."""
+    originals, images = pairs
+    scaled = [(a / 255.0, b / 255.0) for a, b in zip(originals, images, strict=True)]
+    expected = [structural_similarity(a, b, data_range=2.0, channel_axis=-1) for a, b in scaled]
+    found = ssim(originals, images, LLAMAGEN_RANGE)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert (found > ssim(originals, images)).all()
+
+
 def test_inception_score_of_certain_and_balanced_classes_is_their_number() -> None:
     assert inception_score(np.eye(10)[np.arange(30) % 10]) == pytest.approx(10)
 
 
 def test_inception_score_of_equal_distributions_is_one() -> None:
     assert inception_score(np.tile([0.2, 0.5, 0.3], (8, 1))) == pytest.approx(1)
+
+
+def test_inception_score_over_runs_depends_on_the_order_and_over_all_does_not() -> None:
+    """Two classes: in the order of the classes each run of ten images holds one of them alone."""
+    ordered = np.eye(2)[np.arange(20) // 10]
+    mixed = np.eye(2)[np.arange(20) % 2]
+    assert inception_score(ordered, 10) == pytest.approx(1)
+    assert inception_score(mixed, 10) == inception_score(ordered) == pytest.approx(2)
+    assert inception_score(ordered[:15], 10) == pytest.approx(1)  # a run of ten, a run of five
 
 
 @pytest.mark.filterwarnings("ignore:Metric .InceptionScore. will save:UserWarning")

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from codeprior.errors import InputError
 
 
+_ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    """Mean (F,) and covariance (F, F) of features, float64: all that a Fréchet distance asks of a set of images."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> Gaussian:
+        """The one fitted to features (N, F), as ADM's evaluator fits it."""
+        return cls(*mean_and_covariance(features))
+
+    def distance(self, other: Gaussian) -> float:
+        """Squared Fréchet distance, see `gaussian_distance`."""
+        return gaussian_distance(self.mean, self.covariance, other.mean, other.covariance)
+
+
 def mean_and_covariance(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and unbiased covariance of feature vectors, as ADM's evaluator takes them (`np.cov`, ddof 1).
+    """Mean and unbiased covariance of feature vectors (`np.cov`, ddof 1), in float64.
 
     Parameters
     ----------
     features : ndarray of shape (N, F)
-        One row an image; N at least 2.
+        One row an image; N at least 2. May be mapped from disk: some thousand rows at a time are in memory.
 
     Returns
     -------
@@ -25,12 +47,17 @@ def mean_and_covariance(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     InputError
         If there are fewer than two rows, or one of the numbers is not finite.
     """
-    features = np.asarray(features, dtype=np.float64)
+    features = np.asarray(features)
     if features.ndim != 2 or len(features) < 2:
         raise InputError(f"a covariance needs a matrix of at least 2 images' features, got {features.shape}")
-    if not np.isfinite(features).all():
+    mean = features.mean(axis=0, dtype=np.float64)
+    if not np.isfinite(mean).all():
         raise InputError("the features are not finite; are the images?")
-    return features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False))
+    scatter = np.zeros((features.shape[1], features.shape[1]))
+    for start in range(0, len(features), _ROWS_AT_ONCE):
+        centred = features[start : start + _ROWS_AT_ONCE] - mean
+        scatter += centred.T @ centred
+    return mean, scatter / (len(features) - 1)
 
 
 def gaussian_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
@@ -80,7 +107,9 @@ def kernel_distance(
     size = min(subset_size, len(features_a), len(features_b))
     if size < 2:
         raise InputError(f"a kernel distance needs 2 images or more a side, got {len(features_a)}, {len(features_b)}")
-    a, b = (np.asarray(features, dtype=np.float64) for features in (features_a, features_b))
+
+    def draw(features: np.ndarray) -> np.ndarray:
+        return features[generator.choice(len(features), size, replace=False)].astype(np.float64)
 
     def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return (x @ y.T / x.shape[1] + 1) ** 3
@@ -89,13 +118,7 @@ def kernel_distance(
         within = sum(k.sum() - np.trace(k) for k in (kernel(x, x), kernel(y, y))) / (size * (size - 1))
         return float(within - 2 * kernel(x, y).mean())
 
-    values = [
-        squared_mmd(
-            a[generator.choice(len(a), size, replace=False)],
-            b[generator.choice(len(b), size, replace=False)],
-        )
-        for _ in range(n_subsets)
-    ]
+    values = [squared_mmd(draw(features_a), draw(features_b)) for _ in range(n_subsets)]
     return float(np.mean(values)), float(np.std(values))
 
 
