@@ -29,3 +29,21 @@ def save_zip(tree, path):
 def save_legacy(tree, path):
     """Write a tree as torch did before 1.6."""
     torch.save(tree, path, _use_new_zipfile_serialization=False)
+
+
+def inception_weight(name, shape):
+    """A weight of Inception by its name: as `weight_named`, but of a scale that survives some fifty rectified layers."""
+    if name.endswith("num_batches_tracked"):
+        return torch.tensor(0)
+    if name.endswith("running_var"):
+        return 1 + weight_named(name, shape)
+    return weight_named(name, shape) * (2**0.5 if len(shape) == 4 else 1)
+
+
+def inception_images(size, n_images=2):
+    """Random squares of `size` pixels with structure at all scales: uint8 (n_images, size, size, 3)."""
+    generator = np.random.default_rng(size)
+    images = generator.uniform(0, 255, (n_images, size, size, 3))
+    images[0] *= np.linspace(0, 1, size)[:, None, None]
+    images[1:, size // 3 :] = generator.uniform(0, 255, (1, 1, 3))
+    return images.astype(np.uint8)

@@ -17,8 +17,9 @@ from codeprior.artifact import Manifest, Workspace, write_atomically, write_json
 from codeprior.config import ReconstructConfig
 from codeprior.device import resolve_device
 from codeprior.errors import InputError
-from codeprior.evaluation.features import FeatureNetwork, extract_features, load_features
+from codeprior.evaluation.features import FeatureNetwork, extract_features
 from codeprior.evaluation.metrics import SSIM_WINDOW, psnr_db, ssim
+from codeprior.evaluation.small_cnn import load_features
 from codeprior.evaluation.statistics import frechet_distance
 from codeprior.images import ImageSet, open_images
 from codeprior.pixels import to_pixels, to_tensor

@@ -8,7 +8,8 @@ from codeprior.artifact import digest_file, read_manifest
 from codeprior.config import TrainClassifierConfig
 from codeprior.errors import InputError
 from codeprior.evaluation.classifier import train_classifier
-from codeprior.evaluation.features import FeatureNetwork, extract_features, load_features
+from codeprior.evaluation.features import FeatureNetwork, extract_features
+from codeprior.evaluation.small_cnn import load_features
 
 
 def settings(tiny: Path, output: Path, **changes) -> TrainClassifierConfig:
@@ -37,9 +38,9 @@ def test_images_of_any_size_have_features(tiny: Path, tmp_path: Path, image_size
     network: FeatureNetwork = load_features(tmp_path / "cnn")
     images = np.random.default_rng(0).integers(0, 256, (3, image_size, image_size, 3), dtype=np.uint8)
     features = network.features(images)
-    assert features.dtype == np.float64
+    assert features.dtype == np.float32
     assert len(features) == 3
-    np.testing.assert_allclose(network.probabilities(features).sum(axis=1), 1)
+    np.testing.assert_allclose(network.probabilities(features).sum(axis=1), 1, rtol=1e-6)
 
 
 def test_features_of_an_image_do_not_depend_on_its_batch(tiny: Path, classifier: Path) -> None:

@@ -6,9 +6,9 @@ import pytest
 from codeprior.artifact import read_manifest
 from codeprior.config import EvaluateConfig
 from codeprior.errors import InputError
-from codeprior.evaluation.features import load_features
 from codeprior.evaluation.judge import evaluate
 from codeprior.evaluation.metrics import class_consistency, inception_score
+from codeprior.evaluation.small_cnn import load_features
 from codeprior.evaluation.statistics import frechet_distance
 
 NAME = "digits-cnn"

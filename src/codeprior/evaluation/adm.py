@@ -127,17 +127,13 @@ def _falls_back(left: _Halves, rows: slice, right: _Halves, columns: slice) -> b
     return not all(bool(sqdist.isfinite().all()) for sqdist in made)
 
 
-def _float16(
-    left: _Halves, rows: slice, right: _Halves, columns: slice, below: bool
-) -> tuple[Tensor, Tensor | None]:
+def _float16(left: _Halves, rows: slice, right: _Halves, columns: slice, below: bool) -> tuple[Tensor, Tensor | None]:
     twice = torch.mm(left.rounded(rows), right.rounded(columns).T).half() * 2
     x, y = left.squares[rows], right.squares[columns]
     return _from_parts(x, twice, y), _from_parts(y, twice.T, x) if below else None
 
 
-def _float32(
-    left: _Halves, rows: slice, right: _Halves, columns: slice, below: bool
-) -> tuple[Tensor, Tensor | None]:
+def _float32(left: _Halves, rows: slice, right: _Halves, columns: slice, below: bool) -> tuple[Tensor, Tensor | None]:
     a, b = left.full[rows], right.full[columns]
     twice = torch.mm(a, b.T) * 2
     x, y = a.square().sum(dim=1), b.square().sum(dim=1)

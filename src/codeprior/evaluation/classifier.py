@@ -14,14 +14,9 @@ from codeprior.config import TrainClassifierConfig
 from codeprior.crops import N_VIEWS, view
 from codeprior.device import resolve_device
 from codeprior.errors import InputError
-from codeprior.evaluation.features import (
-    ClassifierFeatures,
-    SmallCnn,
-    SmallCnnConfig,
-    extract_features,
-    save_classifier,
-)
+from codeprior.evaluation.features import extract_features
 from codeprior.evaluation.metrics import class_consistency
+from codeprior.evaluation.small_cnn import ClassifierFeatures, SmallCnn, SmallCnnConfig, save_classifier
 from codeprior.images import ImageSet, open_images
 from codeprior.pixels import to_tensor
 from codeprior.progress import track

@@ -1,38 +1,55 @@
-"""Feature networks: images to features, features to class probabilities; and the small one that we train ourselves."""
+"""Feature networks: images to the numbers that scores are computed from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from itertools import pairwise
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
-from torch import nn
 
-from codeprior.artifact import read_json, read_manifest, write_json
 from codeprior.errors import InputError
-from codeprior.pixels import to_tensor
 from codeprior.progress import track
-from codeprior.tensors import load_strictly, read_tensors, save_tensors
-
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-_SMALLEST_MAP = 4  # pixels a side at which the classifier stops halving
 
 
 class FeatureNetwork(Protocol):
-    """What scores need of a network. Its name stands in every score: `FD[name]`."""
+    """What scores need of a network.
+
+    A row of an image is its `n_features` features, and after them what the network has besides (Inception: the spatial
+    features of sFID).
+    """
 
     name: str
+    """Stands in every score, `FD[name]`, but for the published Inception's."""
     digest: str
+    """Of its weights."""
+    n_features: int
+    """Columns of a row that are features."""
+    n_classes: int | None
+    """Classes whose numbers are those of the images' labels; None if its classes are others, or none."""
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """Features of images: (B, H, W, 3) uint8 -> (B, F) float64."""
+        """Rows of images: (B, H, W, 3) uint8 -> (B, W) float32."""
 
-    def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """Class probabilities from features: (B, F) -> (B, C) float64; rows sum to 1."""
+    def probabilities(self, features: np.ndarray) -> np.ndarray | None:
+        """Class probabilities: (B, n_features) -> (B, C), rows sum to 1; None if it knows no classes."""
+
+
+def require_uint8(images: np.ndarray, name: str, size: int | None = None) -> None:
+    """Refuse what is not a batch of uint8 RGB images, of `size` pixels a side if given.
+
+    Raises
+    ------
+    InputError
+        Naming the network that was to judge them.
+    """
+    right = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3
+    if size is None and not right:
+        raise InputError(f"{name} judges uint8 images (B, H, W, 3), got {images.dtype} {images.shape}")
+    if size is not None and not (right and images.shape[1:3] == (size, size)):
+        raise InputError(
+            f"{name} judges uint8 images of {size} x {size} x 3, got {images.dtype} {images.shape[1:]}; "
+            "train one at this size with `codeprior train-classifier --image-size`"
+        )
 
 
 def extract_features(
@@ -42,7 +59,7 @@ def extract_features(
     batch_size: int,
     label: str = "judging images",
 ) -> np.ndarray:
-    """Features of images, of which a batch at a time is in memory.
+    """Rows of images, of which a batch at a time is in memory.
 
     Parameters
     ----------
@@ -56,113 +73,7 @@ def extract_features(
 
     Returns
     -------
-    ndarray of shape (N, F), float64
+    ndarray of shape (N, W), float32
     """
     batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
     return np.concatenate([network.features(read(batch)) for batch in track(batches, label)])
-
-
-@dataclass(frozen=True)
-class SmallCnnConfig:
-    """Shape of a `SmallCnn`, and what it was trained on."""
-
-    name: str
-    """Name of the data and "-cnn"."""
-    image_size: int
-    """Side of the square images, pixels."""
-    width: int
-    """Channels of the first layer."""
-    class_names: tuple[str, ...]
-    """Name of each class, by label."""
-
-
-class SmallCnn(nn.Module):
-    """A small convolutional classifier whose pooled last layer serves as features.
-
-    Two 3 x 3 convolutions a level, batch-normalised, the second of which halves the image and doubles the channels (up
-    to eight times the first layer's) until the map is 4 x 4; then the mean over the map (the F features), then a linear
-    layer.
-    """
-
-    def __init__(self, config: SmallCnnConfig) -> None:
-        super().__init__()
-        self.config = config
-        levels = max(1, round(np.log2(config.image_size / _SMALLEST_MAP)))
-        widths = [config.width * min(2**level, 8) for level in range(levels + 1)]
-        blocks = [_convolution(3, widths[0], stride=1)]
-        for before, after in pairwise(widths):
-            blocks += [_convolution(before, after, stride=2), _convolution(after, after, stride=1)]
-        self.trunk = nn.Sequential(*blocks)
-        self.head = nn.Linear(widths[-1], len(config.class_names))
-
-    def pool(self, images: torch.Tensor) -> torch.Tensor:
-        """Features: (B, 3, S, S) in [-1, 1] -> (B, F)."""
-        return self.trunk(images).mean(dim=(2, 3))
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits: (B, 3, S, S) in [-1, 1] -> (B, C)."""
-        return self.head(self.pool(images))
-
-    def initialize(self, generator: torch.Generator) -> None:
-        """Draw the weights from `generator`: He's normal for convolutions, a zero head."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-
-def _convolution(n_in: int, n_out: int, stride: int) -> nn.Module:
-    convolution = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(n_out), nn.ReLU(inplace=True))
-
-
-class ClassifierFeatures:
-    """A trained `SmallCnn` as a feature network."""
-
-    def __init__(self, model: SmallCnn, digest: str, device: torch.device) -> None:
-        self.name = model.config.name
-        self.digest = digest
-        self.image_size = model.config.image_size
-        self.class_names = model.config.class_names
-        self._model = model.to(device).eval()
-        self._device = device
-
-    @torch.inference_mode()
-    def features(self, images: np.ndarray) -> np.ndarray:
-        """Features: (B, S, S, 3) uint8 -> (B, F) float64; images of another size are refused, not resized."""
-        size = self.image_size
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
-            raise InputError(
-                f"{self.name} judges uint8 images of {size} x {size} x 3, got {images.dtype} {images.shape[1:]}; "
-                "train one at this size with `codeprior train-classifier --image-size`"
-            )
-        return self._model.pool(to_tensor(images, self._device)).double().cpu().numpy()
-
-    @torch.inference_mode()
-    def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """Class probabilities: (B, F) -> (B, C) float64."""
-        logits = self._model.head(torch.from_numpy(features).float().to(self._device))
-        return logits.double().softmax(dim=1).cpu().numpy()
-
-
-def save_classifier(model: SmallCnn, folder: Path) -> list[str]:
-    """Write a classifier's weights and config; gives the names of the files."""
-    save_tensors(folder / WEIGHTS, model.state_dict())
-    write_json(folder / CONFIG, asdict(model.config))
-    return [WEIGHTS, CONFIG]
-
-
-def load_features(folder: Path, device: torch.device | None = None) -> ClassifierFeatures:
-    """Load a classifier folder (from `train-classifier`) as a feature network.
-
-    Raises
-    ------
-    InputError
-        If the folder is not a classifier of ours, whole, or its weights do not fit its config.
-    """
-    manifest = read_manifest(folder, "classifier")
-    record = read_json(manifest.path(CONFIG))
-    model = SmallCnn(SmallCnnConfig(**{**record, "class_names": tuple(record["class_names"])}))
-    load_strictly(model, read_tensors(manifest.path(WEIGHTS))[0], str(manifest.path(WEIGHTS)))
-    return ClassifierFeatures(model, manifest.digest, device or torch.device("cpu"))

@@ -12,9 +12,10 @@ from codeprior.artifact import Manifest, Workspace, digest_file, read_manifest, 
 from codeprior.config import EvaluateConfig
 from codeprior.device import resolve_device
 from codeprior.errors import InputError
-from codeprior.evaluation.features import FeatureNetwork, extract_features, load_features
+from codeprior.evaluation.features import FeatureNetwork, extract_features
 from codeprior.evaluation.manifold import precision_and_recall
 from codeprior.evaluation.metrics import class_consistency, inception_score
+from codeprior.evaluation.small_cnn import load_features
 from codeprior.evaluation.statistics import bootstrap_sd, frechet_distance, kernel_distance
 from codeprior.images import ImageSet, open_images
 

@@ -8,7 +8,6 @@ import numpy as np
 
 from codeprior.errors import InputError
 
-
 _ROWS_AT_ONCE = 4096
 
 
@@ -64,18 +63,26 @@ def gaussian_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray,
     """Squared Fréchet (2-Wasserstein) distance between two Gaussians.
 
     |mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)). The trace of the root is the sum of the roots of
-    the eigenvalues of cov_a cov_b, which are those of the symmetric R cov_b R with R the root of cov_a: two symmetric
-    eigenproblems, several times faster than one that is not.
+    the eigenvalues of cov_a cov_b, which for cov_a = R R' are those of the symmetric R' cov_b R: several times faster
+    than an eigenproblem, or a matrix root, that is not symmetric.
 
     References
     ----------
     Dowson and Landau 1982, Eq. 4; as FID: Heusel et al. 2017, arXiv:1706.08500, Eq. 6.
     """
-    values, vectors = np.linalg.eigh(cov_a)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    roots = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_b @ root), 0)).sum()
+    factor = _factor(cov_a)
+    roots = np.sqrt(np.maximum(np.linalg.eigvalsh(factor.T @ cov_b @ factor), 0)).sum()
     difference = mean_a - mean_b
     return float(difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2 * roots)
+
+
+def _factor(covariance: np.ndarray) -> np.ndarray:
+    """R with R R' = covariance: Cholesky's, or, where that has no full rank, from the eigenvectors."""
+    try:
+        return np.linalg.cholesky(covariance)
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(covariance)
+        return vectors * np.sqrt(np.maximum(values, 0))
 
 
 def kernel_distance(
