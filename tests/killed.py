@@ -1,4 +1,4 @@
-"""Processes that are killed in the middle of encoding: SIGKILL, which nothing can catch.
+"""Processes that are killed in the middle of encoding or judging: SIGKILL, which nothing can catch.
 
 Also a program, for torchrun: `killed.py RANK N_PASSES VERB FLAGS` runs a verb, of which that rank dies.
 """
@@ -18,34 +18,44 @@ _CONTEXT.set_forkserver_preload(["codeprior.codes"])
 
 def encode_and_die(config: Any, n_forward_passes: int, environment: dict[str, str]) -> int:
     """Encode in a process that kills itself after so many forward passes; returns how it ended."""
-    process = _CONTEXT.Process(target=_work, args=(config, n_forward_passes, environment))
+    return run_and_die("encode", config, n_forward_passes, environment)
+
+
+def run_and_die(verb: str, config: Any, n_forward_passes: int, environment: dict[str, str]) -> int:
+    """Run a verb in a process that kills itself after so many forward passes; returns how it ended."""
+    process = _CONTEXT.Process(target=_work, args=(verb, config, n_forward_passes, environment))
     process.start()
     process.join()
     return process.exitcode or 0
 
 
-def _work(config: Any, n_forward_passes: int, environment: dict[str, str]) -> None:
-    from codeprior.codes import encode
+def _work(verb: str, config: Any, n_forward_passes: int, environment: dict[str, str]) -> None:
+    from codeprior.cli import run
 
     os.environ.update(environment, CODEPRIOR_PROGRESS="0")
     _die_after(n_forward_passes)
-    encode(config)
+    run(verb, config)
 
 
 def _die_after(n_forward_passes: int) -> None:
     from codeprior import parts
+    from codeprior.evaluation.small_cnn import ClassifierFeatures
     from codeprior.tokenizers.vqgan import VQGAN
 
     parts.SECONDS_BETWEEN_RECORDS = 0
-    forward, calls = VQGAN.encode, []
+    calls = []
 
-    def counted(model: VQGAN, images: Any) -> Any:
-        calls.append(len(images))
-        if len(calls) > n_forward_passes:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return forward(model, images)
+    def counted(forward: Any) -> Any:
+        def call(model: Any, images: Any) -> Any:
+            calls.append(len(images))
+            if len(calls) > n_forward_passes:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return forward(model, images)
 
-    VQGAN.encode = counted
+        return call
+
+    VQGAN.encode = counted(VQGAN.encode)
+    ClassifierFeatures.features = counted(ClassifierFeatures.features)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def save_legacy(tree, path):
 
 
 def inception_weight(name, shape):
-    """A weight of Inception by its name: as `weight_named`, but of a scale that survives some fifty rectified layers."""
+    """A weight of Inception by its name: as `weight_named`, of a scale that survives some fifty rectified layers."""
     if name.endswith("num_batches_tracked"):
         return torch.tensor(0)
     if name.endswith("running_var"):

@@ -154,7 +154,7 @@ def test_a_rank_that_is_not_the_last_says_so(tokenizer_folder, tmp_path, monkeyp
     config = config_for(tokenizer_folder, tmp_path / "codes", batch_size=64)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    assert encode(config)["state"] == "done; the last of 2 processes to finish writes the store"
+    assert encode(config)["state"] == "done; the last of 2 processes to finish writes the result"
     monkeypatch.setenv("RANK", "0")
     assert encode(config)["n_images"] == 297
 

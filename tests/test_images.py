@@ -269,18 +269,6 @@ def test_npz_is_read_with_or_without_labels_and_in_greyscale(tmp_path):
     assert np.array_equal(images.read(1, 16)[..., 2], pixels[1, ..., 0])
 
 
-def test_a_stored_npz_is_mapped_and_a_compressed_one_reads_the_same(tmp_path, monkeypatch):
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
-    np.savez(tmp_path / "a.npz", arr_0=pixels, arr_1=np.arange(4))
-    np.savez_compressed(tmp_path / "b.npz", arr_0=pixels, arr_1=np.arange(4))
-    monkeypatch.setattr("codeprior.images._HELD_IN_MEMORY_BYTES", 1000)
-    assert np.array_equal(open_images(str(tmp_path / "a.npz")).read_many(range(4), 16), pixels)
-    with pytest.raises(InputError, match=r"compressed, 0\.0 GB unpacked; write it by np\.savez"):
-        open_images(str(tmp_path / "b.npz"))
-    monkeypatch.undo()
-    assert np.array_equal(open_images(str(tmp_path / "b.npz")).read_many(range(4), 16), pixels)
-
-
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [

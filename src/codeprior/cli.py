@@ -37,6 +37,7 @@ VERBS: dict[str, tuple[type[settings.VerbConfig], str]] = {
     "train": (settings.TrainConfig, "codeprior.train:train"),
     "sample": (settings.SampleConfig, "codeprior.generate:sample"),
     "train-classifier": (settings.TrainClassifierConfig, "codeprior.evaluation.classifier:train_classifier"),
+    "reference": (settings.ReferenceConfig, "codeprior.evaluation.reference:reference"),
     "evaluate": (settings.EvaluateConfig, "codeprior.evaluation.judge:evaluate"),
     "push": (settings.PushConfig, "codeprior.push:push"),
     "report": (settings.ReportConfig, "codeprior.report:report"),

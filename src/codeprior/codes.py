@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,8 @@ from codeprior.crops import N_VIEWS
 from codeprior.device import resolve_device
 from codeprior.errors import InputError
 from codeprior.images import BadImageError, ImageSet, open_images
-from codeprior.machine import available_threads
-from codeprior.parts import Parts, Rows
+from codeprior.parts import Parts, Rows, read_ahead, waiting
 from codeprior.pixels import to_tensor
-from codeprior.progress import track
 from codeprior.shards import Shard
 from codeprior.tokenizers import Tokenizer, load_tokenizer
 
@@ -122,7 +118,7 @@ def encode(config: EncodeConfig) -> dict[str, Any]:
                 return _read_views(images, numbers, writer, skip=config.bad_images == "skip")
 
             def batches(run: range) -> Iterator[Rows]:
-                for views, bad in _read_ahead(read, run, group):
+                for views, bad in read_ahead(read, run, group):
                     yield encode_views(tokenizer, views, batch_size, device), bad
 
             writer.write(workspace, len(images), group, batches, "encode")
@@ -175,13 +171,7 @@ class StoreWriter:
     ) -> None:
         """Make what is missing of this process's share; `batches(run)` yields rows of `group` images at a time."""
         self.parts = Parts(workspace.path(_PARTS), n_images, self.shape, self.dtype)
-        groups = workspace.shard.of(-(-n_images // group))  # whole groups: batches are those of one process alone
-        share = range(groups.start * group, min(groups.stop * group, n_images))
-        for run in self.parts.missing(share):
-            n_groups = -(-len(run) // group)
-            done = self.parts.make(run, batches(run), workspace.checkpoint)
-            for _ in track(done, label, total=len(groups), start=len(groups) - n_groups):
-                pass
+        self.parts.make_share(workspace, group, batches, label)
 
     def finish(
         self,
@@ -225,10 +215,7 @@ class StoreWriter:
 
     def results(self, workspace: Workspace) -> dict[str, Any]:
         """What the store holds, or that it waits for other processes."""
-        if workspace.manifest is not None:
-            return workspace.manifest.results
-        shard = workspace.shard
-        return {"rank": shard.rank, "state": f"done; the last of {shard.size} processes to finish writes the store"}
+        return waiting(workspace.shard) if workspace.manifest is None else workspace.manifest.results
 
 
 def _read_views(
@@ -244,20 +231,6 @@ def _read_views(
                 raise
             bad[number] = error.reason
     return np.stack(views) if views else np.empty((0, writer.shape[0], 0, 0, 3), np.uint8), bad
-
-
-def _read_ahead(
-    read: Callable[[range], tuple[np.ndarray, dict[int, str]]], run: range, group: int
-) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
-    """Groups of a run in order, read by threads while the groups before are worked on."""
-    groups = [range(start, min(start + group, run.stop)) for start in range(run.start, run.stop, group)]
-    n_ahead = 2 * available_threads()
-    with ThreadPoolExecutor(available_threads()) as pool:
-        coming = deque(pool.submit(read, numbers) for numbers in groups[:n_ahead])
-        for following in [*groups[n_ahead:], *[None] * min(n_ahead, len(groups))]:
-            yield coming.popleft().result()
-            if following is not None:
-                coming.append(pool.submit(read, following))
 
 
 def encode_views(tokenizer: Tokenizer, views: np.ndarray, batch_size: int, device: torch.device) -> np.ndarray:

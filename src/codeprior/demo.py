@@ -228,7 +228,7 @@ def recipe(config: DemoConfig, folder: Path) -> list[Phase]:
                     samples=samples,
                     reference=heldout,
                     baseline=config.data,
-                    features=classifier,
+                    features=str(classifier),
                     output=folder / "evaluations" / name,
                     **make,
                 ),

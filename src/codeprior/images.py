@@ -8,13 +8,12 @@ import os
 import re
 import threading
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,10 +23,10 @@ from codeprior.artifact import digest_array, digest_json, digest_sampled
 from codeprior.crops import all_views, centre_crop
 from codeprior.errors import InputError
 from codeprior.machine import available_threads
+from codeprior.npz import HELD_IN_MEMORY_BYTES, MappedNpz
 from codeprior.progress import track
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-_HELD_IN_MEMORY_BYTES = 2 * 2**30
 _CHECKED_AT_ONCE = 256
 _FILES_DIGESTED = 64
 _THREADED_SIDE = 128  # smaller images are read faster than threads are started
@@ -214,7 +213,7 @@ def _open_parquet(path: Path, files: list[Path]) -> ImageSet:
     groups = [(table, group) for table in tables for group in range(table.num_row_groups)]
     starts = np.cumsum([0, *(table.metadata.row_group(group).num_rows for table, group in groups)])
     # A row group decodes whole. Training reads at random, so small data is kept; of large data only the last few.
-    in_memory = sum(file.stat().st_size for file in files) <= _HELD_IN_MEMORY_BYTES
+    in_memory = sum(file.stat().st_size for file in files) <= HELD_IN_MEMORY_BYTES
 
     lock = threading.Lock()
 
@@ -244,15 +243,11 @@ def _feature_names(metadata: dict[bytes, bytes] | None) -> tuple[str, ...]:
 
 def _open_npz(path: Path) -> ImageSet:
     """ADM's batch format: `arr_0` uint8 (N, H, W, 3) and, if there are labels, `arr_1` (N,)."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            pixels = _read_member(path, archive, "arr_0.npy")
-            has_labels = "arr_1.npy" in archive.namelist()
-            labels = _read_member(path, archive, "arr_1.npy") if has_labels else np.zeros(len(pixels), np.int64)
-    except InputError:
-        raise
-    except Exception as error:  # zip, header and key errors of a damaged or foreign file
-        raise InputError(f"cannot read {path}: {_first_line(error)}; it must hold arr_0 (images)") from error
+    arrays = MappedNpz(path)
+    if "arr_0" not in arrays:
+        raise InputError(f"{path} holds {', '.join(arrays) or 'nothing'}; it must hold arr_0 (images)")
+    pixels = arrays["arr_0"]
+    labels = arrays["arr_1"] if "arr_1" in arrays else np.zeros(len(pixels), np.int64)
     if pixels.ndim == 3:
         pixels = pixels[..., None]
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] not in (1, 3) or 0 in pixels.shape:
@@ -261,30 +256,6 @@ def _open_npz(path: Path) -> ImageSet:
     labels, class_names = _check_labels(np.array(labels), len(pixels), (), path)
     digest = digest_sampled(path)
     return ImageSet(path.stem, digest, labels, class_names, lambda index: Image.fromarray(squares[index]))
-
-
-def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """An array of an `.npz`: mapped from disk where it is stored as it is, as `np.savez` does, else read whole."""
-    info = archive.getinfo(name)
-    if info.compress_type != zipfile.ZIP_STORED:
-        if info.file_size > _HELD_IN_MEMORY_BYTES:
-            size = f"{info.file_size / 1e9:.1f} GB"
-            raise InputError(f"{name} of {path} is compressed, {size} unpacked; write it by np.savez to have it mapped")
-        with archive.open(name) as member:
-            return np.lib.format.read_array(member, allow_pickle=False)
-    with open(path, "rb") as file:
-        file.seek(info.header_offset + 26)  # of the local header, whose last fields are the lengths of two strings
-        name_length, extra_length = np.frombuffer(file.read(4), "<u2")
-        file.seek(int(name_length) + int(extra_length), os.SEEK_CUR)
-        major, _ = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read_header(file)
-        if dtype.hasobject:
-            raise InputError(f"{name} of {path} holds Python objects, not numbers")
-        order: Literal["C", "F"] = "F" if fortran else "C"
-        if 0 in shape:
-            return np.empty(shape, dtype, order)
-        return np.memmap(path, dtype=dtype, mode="r", offset=file.tell(), shape=shape, order=order)
 
 
 def _check_labels(

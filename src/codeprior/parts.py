@@ -11,17 +11,23 @@ import contextlib
 import os
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from codeprior.artifact import read_json, write_json
+from codeprior.artifact import Workspace, read_json, write_json
+from codeprior.machine import available_threads
+from codeprior.progress import track
+from codeprior.shards import Shard
 
 SECONDS_BETWEEN_RECORDS = 2.0
 _ROWS_COPIED_AT_ONCE = 4096
 
+Read = TypeVar("Read")
 Rows = tuple[np.ndarray, dict[int, str]]
 """Consecutive items: a row of each good one, and why the others have none, by their number."""
 
@@ -59,6 +65,21 @@ class Parts:
                 break
         runs.append(range(position, share.stop))
         return [run for run in runs if len(run)]
+
+    def make_share(
+        self, workspace: Workspace, group: int, batches: Callable[[range], Iterable[Rows]], label: str
+    ) -> None:
+        """Make what is missing of this process's share; `batches(run)` yields the rows of `group` items at a time.
+
+        Shares are of whole groups, so that batches are those of one process alone.
+        """
+        groups = workspace.shard.of(-(-self.n_items // group))
+        share = range(groups.start * group, min(groups.stop * group, self.n_items))
+        for run in self.missing(share):
+            n_groups = -(-len(run) // group)
+            done = self.make(run, batches(run), workspace.checkpoint)
+            for _ in track(done, label, total=len(groups), start=len(groups) - n_groups):
+                pass
 
     def make(self, run: range, batches: Iterable[Rows], on_record: Callable[[], None]) -> Iterator[int]:
         """Write the rows of a run of items, batch by batch; yields how many items were done after each batch.
@@ -129,3 +150,20 @@ class Parts:
 
     def _record(self, start: int) -> Path:
         return self.folder / f"{start:010d}.json"
+
+
+def waiting(shard: Shard) -> dict[str, Any]:
+    """What a verb says in a process that is done before the others are."""
+    return {"rank": shard.rank, "state": f"done; the last of {shard.size} processes to finish writes the result"}
+
+
+def read_ahead(read: Callable[[range], Read], run: range, group: int) -> Iterator[Read]:
+    """What `read` gives of groups of a run, in order, by threads that read while those before are worked on."""
+    groups = [range(start, min(start + group, run.stop)) for start in range(run.start, run.stop, group)]
+    n_ahead = 2 * available_threads()
+    with ThreadPoolExecutor(available_threads()) as pool:
+        coming = deque(pool.submit(read, numbers) for numbers in groups[:n_ahead])
+        for following in [*groups[n_ahead:], *[None] * min(n_ahead, len(groups))]:
+            yield coming.popleft().result()
+            if following is not None:
+                coming.append(pool.submit(read, following))

@@ -1,21 +1,26 @@
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from codeprior.artifact import read_manifest
-from codeprior.config import EvaluateConfig
+from codeprior.config import EvaluateConfig, ReferenceConfig
 from codeprior.errors import InputError
 from codeprior.evaluation.judge import evaluate
+from codeprior.evaluation.manifold import precision_and_recall
 from codeprior.evaluation.metrics import class_consistency, inception_score
+from codeprior.evaluation.reference import reference as make_reference
 from codeprior.evaluation.small_cnn import load_features
 from codeprior.evaluation.statistics import frechet_distance
+from killed import run_and_die
 
 NAME = "digits-cnn"
 
 
 def settings(tiny: Path, classifier: Path, output: Path, **changes) -> EvaluateConfig:
-    given = {"samples": tiny / "digits.npz", "reference": str(tiny / "heldout.npz"), "features": classifier}
+    given = {"samples": tiny / "digits.npz", "reference": str(tiny / "heldout.npz"), "features": str(classifier)}
     return EvaluateConfig(**{**given, "output": output, "device": "cpu", **changes})
 
 
@@ -81,15 +86,23 @@ def test_scores_repeat_and_are_done_once(tiny: Path, classifier: Path, tmp_path:
     assert {**first, "output": ""} == {**other, "output": ""}
 
 
+def picture(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"arr_0": np.zeros((4, 16, 12, 3), np.uint8)}, "square uint8 RGB images"),
-        ({"arr_0": np.zeros((4, 16, 16, 3))}, "square uint8 RGB images"),
-        ({"arr_0": np.zeros((4, 32, 32, 3), np.uint8)}, "judges uint8 images of 16 x 16"),
-        ({"arr_0": np.zeros((4, 16, 16, 3), np.uint8), "arr_1": np.zeros(3, np.int64)}, "must be 4 labels"),
-        ({"arr_0": np.zeros((4, 16, 16, 3), np.uint8), "arr_1": np.arange(4) + 7}, "knows classes 0 to 9"),
-        ({"images": np.zeros((4, 16, 16, 3), np.uint8)}, "must hold arr_0"),
+        ({"arr_0": picture(4, 16, 12, 3)}, "square uint8 RGB images"),
+        ({"arr_0": picture(4, 3, 16, 16)}, "channels must come last"),
+        ({"arr_0": picture(4, 16, 16, 3) / 255}, "as uint8"),
+        ({"arr_0": picture(4, 16, 16, 3) // 200}, "scale images in \\[0, 1\\] by 255"),
+        ({"arr_0": picture(4, 32, 32, 3)}, "the samples are 32 pixels a side, heldout 16"),
+        ({"arr_0": picture(4, 16, 16, 3), "arr_1": np.zeros(3, np.int64)}, "must be 4 labels"),
+        ({"arr_0": picture(4, 16, 16, 3), "arr_1": np.arange(4) + 7}, "knows classes 0 to 9"),
+        ({"images": picture(4, 16, 16, 3)}, "must hold arr_0"),
+        ({"mu": np.zeros(3), "sigma": np.zeros((4, 4))}, "do not fit"),
+        ({"features": picture(4, 3)}, "matrix of floats"),
         ({}, "no samples at"),
     ],
 )
@@ -112,3 +125,127 @@ def test_too_few_images_are_refused(tiny: Path, classifier: Path, tmp_path: Path
             evaluate(
                 settings(tiny, classifier, tmp_path / "scores", **{part: path if part == "samples" else str(path)})
             )
+
+
+def test_a_folder_of_images_of_one_size_is_judged_as_the_same_npz(tiny: Path, classifier: Path, tmp_path: Path) -> None:
+    images, _ = arrays(tiny / "digits.npz")
+    np.savez(tmp_path / "samples.npz", arr_0=images)
+    (tmp_path / "samples").mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "samples" / f"{number}.png")
+    found = [
+        evaluate(settings(tiny, classifier, tmp_path / f"scores{i}", samples=tmp_path / name))
+        for i, name in enumerate(("samples.npz", "samples"))
+    ]
+    assert {**found[0], "output": ""} == {**found[1], "output": ""}
+    Image.fromarray(images[0].repeat(2, 0).repeat(2, 1)).save(tmp_path / "samples" / "7.png")
+    with pytest.raises(InputError, match=r"7\.png is 32 x 32 pixels, 0\.png 16 x 16 pixels: images of several sizes"):
+        evaluate(settings(tiny, classifier, tmp_path / "scores2", samples=tmp_path / "samples"))
+
+
+def test_features_that_were_kept_give_the_same_scores_without_the_network(
+    tiny: Path, classifier: Path, tmp_path: Path
+) -> None:
+    first = evaluate(settings(tiny, classifier, tmp_path / "a", save_features=True))
+    reference = ReferenceConfig(
+        data=str(tiny / "heldout.npz"), features=str(classifier), output=tmp_path / "reference", device="cpu"
+    )
+    make_reference(reference)
+    config = EvaluateConfig(
+        samples=tmp_path / "a" / "features.npz",
+        reference=str(tmp_path / "reference"),
+        features="no network is loaded",
+        output=tmp_path / "b",
+        device="cpu",
+    )
+    again = evaluate(config)
+    for kind in ("FD", "precision", "recall", "IS"):
+        assert again[f"{kind}[{NAME}]"] == pytest.approx(first[f"{kind}[{NAME}]"], rel=1e-9)
+
+
+def test_bare_features_of_any_network_are_judged_under_the_name_given(tmp_path: Path) -> None:
+    a, b = np.random.default_rng(0).normal(size=(2, 50, 6)).astype(np.float32)
+    np.save(tmp_path / "a.npy", a)
+    np.savez(tmp_path / "b.npz", features=b)
+    config = EvaluateConfig(
+        samples=tmp_path / "a.npy",
+        reference=str(tmp_path / "b.npz"),
+        features="dino",
+        output=tmp_path / "scores",
+        device="cpu",
+    )
+    result = evaluate(config)
+    assert result["FD[dino]"] == frechet_distance(a, b)
+    assert result["precision[dino]"] == precision_and_recall(b, a)[0]
+    assert not any("FID" in name or name.startswith("IS") for name in result)
+
+
+OWN = """
+import numpy as np, torch
+
+class Means:
+    name = "means"
+    def features(self, images):
+        return images.mean(axis=(1, 2)).astype(float)
+
+class Module(torch.nn.Module):
+    def forward(self, images):
+        assert images.dtype == torch.uint8
+        return images.float().mean(dim=(2, 3))
+"""
+
+
+def test_a_network_of_one_s_own_is_named_by_its_python_entry(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    found = {}
+    for entry, name in (("Means", "means"), ("Module", "Module")):
+        entry = f"{tmp_path / 'own.py'}:{entry}"
+        config = EvaluateConfig(
+            samples=tiny / "digits.npz",
+            reference=str(tiny / "heldout.npz"),
+            features=entry,
+            output=tmp_path / name,
+            device="cpu",
+        )
+        found[name] = evaluate(config)[f"FD[{name}]"]
+    means = [arrays(tiny / f"{name}.npz")[0].mean(axis=(1, 2)) for name in ("digits", "heldout")]
+    assert found["means"] == pytest.approx(frechet_distance(*means), rel=1e-4)
+    assert found["Module"] == pytest.approx(found["means"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("own.py:Means", "cannot take Means"),
+        ("no.such.module:network", "cannot take network from no.such.module"),
+        ("json:nothing", "cannot take nothing"),
+        ("json:__name__", "is a str, not a function"),
+        ("nowhere", "no feature network at nowhere"),
+    ],
+)
+def test_networks_that_are_none_are_refused(tiny: Path, tmp_path: Path, entry: str, message: str) -> None:
+    config = EvaluateConfig(
+        samples=tiny / "digits.npz", reference=str(tiny / "heldout.npz"), features=entry, output=tmp_path / "scores"
+    )
+    with pytest.raises(InputError, match=message):
+        evaluate(config)
+
+
+def test_an_evaluation_killed_and_continued_by_two_processes_ends_as_an_unbroken_one(
+    tiny: Path, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = evaluate(settings(tiny, classifier, tmp_path / "unbroken", batch_size=4))
+    config = settings(tiny, classifier, tmp_path / "killed", batch_size=4)
+    assert run_and_die("evaluate", config, 9, {}) == -signal.SIGKILL
+    assert run_and_die("evaluate", config, 9, {"RANK": "1", "WORLD_SIZE": "2"}) == -signal.SIGKILL
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert evaluate(config)["state"].startswith("done; the last of 2 processes")
+    monkeypatch.setenv("RANK", "0")
+    assert {**evaluate(config), "output": ""} == {**unbroken, "output": ""}
+    assert digests(tmp_path / "killed") == digests(tmp_path / "unbroken")
+    assert not list((tmp_path / "killed").glob("*parts*"))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {name: entry["digest"] for name, entry in read_manifest(folder).files.items()}

@@ -4,6 +4,7 @@ import torch
 
 from codeprior.errors import InputError
 from codeprior.evaluation.statistics import (
+    Gaussian,
     bootstrap_sd,
     frechet_distance,
     gaussian_distance,
@@ -109,3 +110,14 @@ def test_kernel_distance_of_one_distribution_is_zero_on_average() -> None:
     a, b = generator.normal(size=(2, 3000, 8))
     mean, sd = kernel_distance(a, b, generator, n_subsets=30, subset_size=200)
     assert abs(mean) < sd
+
+
+def test_the_root_of_few_images_and_that_of_their_covariance_give_the_same_distance() -> None:
+    generator = np.random.default_rng(8)
+    few, many = generator.normal(size=(9, 12)), generator.normal(size=(40, 12))
+    a, b = Gaussian.of(few), Gaussian.of(many)
+    assert a.root is not None
+    assert b.root is None
+    bare = Gaussian(a.mean, a.covariance)  # of which the root is taken by eigenvectors
+    assert a.distance(b) == pytest.approx(bare.distance(b), rel=1e-6)
+    assert b.distance(a) == pytest.approx(a.distance(b), rel=1e-9)

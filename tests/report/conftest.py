@@ -69,7 +69,7 @@ def run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 samples=samples,
                 reference=heldout,
                 baseline=digits,
-                features=cnn,
+                features=str(cnn),
                 output=folder / "evaluations" / name,
                 device="cpu",
             )

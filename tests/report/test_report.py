@@ -5,14 +5,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from codeprior.config import ReportConfig
 from codeprior.errors import InputError
 from codeprior.report import report
-from codeprior.report.pictures import read_images
 
 VOID = {"meta", "link", "img", "br"}
 
@@ -172,10 +170,3 @@ def test_a_folder_without_artifacts_is_refused_in_one_line(tmp_path: Path) -> No
         assert str(folder) in str(refusal.value)
         assert "\n" not in str(refusal.value)
     assert not (tmp_path / "report.html").exists()
-
-
-def test_some_images_of_many_samples_are_read_without_the_rest(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (40, 5, 6, 3), dtype=np.uint8)
-    np.savez(tmp_path / "samples.npz", arr_0=images, arr_1=np.arange(40))
-    rows = np.array([[3, 39, 3], [0, 17, 2]])
-    np.testing.assert_array_equal(read_images(tmp_path / "samples.npz", rows), images[rows])

@@ -6,7 +6,7 @@ Imports nothing heavy, so that `codeprior --help` answers at once. A field's tex
 
 from codeprior.config.base import NOT_IDENTITY, ImagesConfig, MakeConfig, VerbConfig, Views
 from codeprior.config.foreign import ConvertConfig, PushConfig
-from codeprior.config.judgement import EvaluateConfig, TrainClassifierConfig
+from codeprior.config.judgement import EvaluateConfig, ReferenceConfig, TrainClassifierConfig
 from codeprior.config.prior import ExtractConfig, InspectConfig
 from codeprior.config.sampling import SampleConfig
 from codeprior.config.tokenizer import (
@@ -35,6 +35,7 @@ __all__ = [
     "MakeConfig",
     "PushConfig",
     "ReconstructConfig",
+    "ReferenceConfig",
     "ReportConfig",
     "SampleConfig",
     "TrainClassifierConfig",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from codeprior.config.base import NOT_IDENTITY, ImagesConfig, MakeConfig, Views, require_positive
+from codeprior.config.base import NOT_IDENTITY, ImagesConfig, MakeConfig, Views, require, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +34,70 @@ class TrainClassifierConfig(ImagesConfig, MakeConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(MakeConfig):
+class NetworkConfig:
+    """Which feature network judges."""
+
+    features: str = field(default="inception", metadata=NOT_IDENTITY)
+    """inception (FID's, whose weights are looked for where other tools keep them), a classifier folder (from
+    train-classifier), or module:factory (or file.py:factory), a Python function that makes a network. Scores of another
+    network than the published Inception carry its name and are not called FID."""
+    inception_weights: Path | None = field(default=None, metadata=NOT_IDENTITY)
+    """pytorch-fid's or torch-fidelity's weights file; default: CODEPRIOR_WEIGHTS (a folder), then torch hub's cache."""
+    download: bool = field(default=False, metadata=NOT_IDENTITY)
+    """Allow published weights that are not at hand to be downloaded into torch hub's cache, their hash checked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(NetworkConfig, MakeConfig):
     """Score generated images against real ones."""
 
     samples: Path = field(metadata=NOT_IDENTITY)
-    """Samples folder (from sample), or an .npz with arr_0 (uint8 NHWC) and, for consistency, arr_1 (labels)."""
+    """Samples folder (from sample), an .npz with arr_0 (uint8 NHWC) and perhaps arr_1 (labels), a folder of images, or
+    features made before (.npy, or .npz with features)."""
     reference: str = field(metadata=NOT_IDENTITY)
-    """Real images, as --data elsewhere: digits:heldout, a folder, a file."""
-    features: Path = field(metadata=NOT_IDENTITY)
-    """Classifier folder (from train-classifier). Scores carry its name: they are not FID."""
+    """A reference batch of ADM (.npz), a folder from reference, statistics (.npz with mu, sigma), features, or real
+    images, as --data elsewhere: digits:heldout, a folder, a file."""
+    task: Literal["generation", "reconstruction"] = "generation"
+    """What the samples are: it decides on names (gFID, rFID) and on which references are warned of."""
     baseline: str | None = field(default=None, metadata=NOT_IDENTITY)
     """Other real images (say those trained on) to score in the samples' place: what perfect samples would get.
-    Default: one half of the reference against the other, which is too pessimistic a bar where images are few."""
-    batch_size: int = field(default=256, metadata=NOT_IDENTITY)
-    """Images a forward pass."""
+    Default: one half of the reference's images against the other, which is too pessimistic a bar where images are few;
+    nothing where the reference comes with statistics."""
+    distances: Literal["exact", "float16"] = "exact"
+    """Of precision and recall; float16 is as ADM's evaluator rounds them: slightly higher scores."""
+    split_size: int = 5000
+    """Images of a run of Inception Score, as ADM's evaluator has it."""
+    n_resamples: int | None = None
+    """Bootstrap draws for the spread of a Fréchet distance; 0 for none. Default: 20 up to 512 features, else 0."""
+    save_features: bool = False
+    """Keep the samples' features (features.npz), to evaluate them again without the network."""
+    write_txt: bool = field(default=False, metadata=NOT_IDENTITY)
+    """Also write the scores beside the samples, <samples>.txt, in the words of ADM's evaluator."""
+    batch_size: int | None = field(default=None, metadata=NOT_IDENTITY)
+    """Images a forward pass; default: by their size and the device."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "split_size")
+        require(self.batch_size is None or self.batch_size > 0, f"batch_size must be positive, got {self.batch_size}")
+        enough = self.n_resamples is None or self.n_resamples == 0 or self.n_resamples > 1
+        require(enough, f"n_resamples must be 0, or 2 or more, got {self.n_resamples}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceConfig(NetworkConfig, ImagesConfig, MakeConfig):
+    """Compute what images are judged by, once: statistics and some features of real images."""
+
+    purpose: Literal["generation", "reconstruction"] = "generation"
+    """What is to be judged: generated images (by the training images) or reconstructions (by their originals)."""
+    image_size: int = 256
+    """Side of the squares that are cut from the images, pixels; an .npz keeps its own."""
+    n_kept: int = 10000
+    """Images kept for precision and recall, drawn by the seed: published ones have 10,000."""
+    batch_size: int | None = field(default=None, metadata=NOT_IDENTITY)
+    """Images a forward pass; default: by their size and the device."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "image_size", "n_kept")
+        require(self.batch_size is None or self.batch_size > 0, f"batch_size must be positive, got {self.batch_size}")

@@ -22,10 +22,13 @@ class FeatureNetwork(Protocol):
     """Stands in every score, `FD[name]`, but for the published Inception's."""
     digest: str
     """Of its weights."""
-    n_features: int
-    """Columns of a row that are features."""
+    n_features: int | None
+    """Columns of a row that are features; None for all."""
     n_classes: int | None
     """Classes whose numbers are those of the images' labels; None if its classes are others, or none."""
+
+    input_size: int | None
+    """Side that it scales images to; None if it takes them as they are."""
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """Rows of images: (B, H, W, 3) uint8 -> (B, W) float32."""

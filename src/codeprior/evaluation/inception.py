@@ -1,7 +1,7 @@
 """The Inception network of 2015 by which FID, sFID, KID and Inception Score are defined, from others' weights file.
 
-It is TensorFlow's, ported to PyTorch by pytorch-fid and torch-fidelity, whose file and names this reads. It differs from
-torchvision's of the same name in its weights, in its 1,008 classes, and in what its pools average.
+It is TensorFlow's, ported to PyTorch by pytorch-fid and torch-fidelity, whose file and names this reads. It differs
+from torchvision's of the same name in its weights, in its 1,008 classes, and in what its pools average.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from codeprior.evaluation.features import require_uint8
 from codeprior.weights import open_checkpoint
 
 NAME = "inception-2015-12-05"
-PUBLISHED = "sha256:6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 SIDE = 299
 N_FEATURES = 2048  # of the last pool
 N_SPATIAL = 17 * 17 * 7  # of the first seven channels of a branch of Mixed_6d
@@ -261,16 +260,14 @@ def _folded(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 class InceptionFeatures:
     """Inception as a feature network; `is_standard` says whether its weights are the published ones."""
 
-    n_features = N_FEATURES
-    image_size = None
-    n_classes = None  # its classes are not those of anybody's labels
-
-    def __init__(self, path: Path, device: torch.device) -> None:
-        self.path = path
+    def __init__(self, path: Path, device: torch.device, *, is_standard: bool) -> None:
         self.digest = digest_file(path)
-        self.is_standard = self.digest == PUBLISHED
-        self.name = NAME if self.is_standard else path.stem
-        self._model = load_inception(path).to(device, memory_format=torch.channels_last)
+        self.is_standard = is_standard
+        self.name = NAME if is_standard else path.stem
+        self.n_features: int | None = N_FEATURES
+        self.input_size: int | None = SIDE
+        self.n_classes: int | None = None  # its classes are not those of anybody's labels
+        self._model = load_inception(path).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._device = device
 
     @torch.inference_mode()

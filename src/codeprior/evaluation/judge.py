@@ -1,178 +1,247 @@
-"""Score generated images against real ones: verb `evaluate`."""
+"""Score images against real ones: verb `evaluate`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from codeprior.artifact import Manifest, Workspace, digest_file, read_manifest, write_json
+from codeprior.artifact import Workspace, write_atomically, write_json
 from codeprior.config import EvaluateConfig
 from codeprior.device import resolve_device
 from codeprior.errors import InputError
-from codeprior.evaluation.features import FeatureNetwork, extract_features
-from codeprior.evaluation.manifold import precision_and_recall
-from codeprior.evaluation.metrics import class_consistency, inception_score
-from codeprior.evaluation.small_cnn import load_features
-from codeprior.evaluation.statistics import bootstrap_sd, frechet_distance, kernel_distance
-from codeprior.images import ImageSet, open_images
+from codeprior.evaluation.adm import scores_text
+from codeprior.evaluation.checks import (
+    check_sizes,
+    check_spaces,
+    number_warnings,
+    order_warnings,
+    reference_warnings,
+)
+from codeprior.evaluation.extraction import Extraction, Judged, given_rows, probe
+from codeprior.evaluation.features import FeatureNetwork
+from codeprior.evaluation.networks import INCEPTION_NAME, load_network
+from codeprior.evaluation.scores import Scorer, Space
+from codeprior.evaluation.sources import NOTE, Images, Source, note_array, open_source
+from codeprior.npz import write_npz
+from codeprior.parts import waiting
+from codeprior.shards import Shard
 
-NEIGHBOURS = 3  # of precision and recall, as the papers
-SAMPLES, SCORES = "samples.npz", "scores.json"
-
-
-@dataclass(frozen=True, eq=False)
-class Judged:
-    """Images as a feature network sees them: features (N, F), probabilities (N, C), labels (N,) or None."""
-
-    features: np.ndarray
-    probabilities: np.ndarray
-    labels: np.ndarray | None
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def take(self, indices: np.ndarray) -> Judged:
-        """Some of the images."""
-        labels = None if self.labels is None else self.labels[indices]
-        return Judged(self.features[indices], self.probabilities[indices], labels)
+SCORES, TEXT, FEATURES = "scores.json", "scores.txt", "features.npz"
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Score samples against real images, and real images against real ones beside it.
 
+    Where RANK and WORLD_SIZE are set, as by `torchrun`, each process makes the features of its share of the images, and
+    the last one to finish computes the scores. A killed run is continued, by any number of processes.
+
     Returns
     -------
     dict
-        output; feature_network; of the samples: `FD[name]` (Fréchet distance to the reference) with its bootstrap
-        `_sd`, `KD[name]` (kernel distance) with its `_sd` over subsets, `precision[name]`, `recall[name]`, `IS[name]`,
-        class_consistency (None where the samples have no labels); the same with `real_` for real images in the
-        samples' place, and real_is, which says what these were; n_samples, n_reference, n_real, n_real_reference.
+        output; feature_network; the scores of `scores.Scorer`, each under the name that it deserves (gFID, or FD[name]
+        of another network than the published Inception), spreads as `_sd`; the same with `real_` for real images in
+        the samples' place, where there are such, and real_is, which says what these were; n_samples, n_reference,
+        n_real, n_real_reference; warnings, a line each.
 
     Raises
     ------
     InputError
-        If the samples, the images or the classifier cannot be read or do not fit together.
+        If the samples, the reference or the network cannot be read or do not fit together.
     """
-    network = load_features(config.features, resolve_device(config.device))
-    pixels, labels, digest = _open_samples(config.samples)
-    reference = open_images(config.reference, seed=config.seed)
-    baseline = open_images(config.baseline, seed=config.seed) if config.baseline else None
-    _check_fit(network, pixels, labels, reference, baseline)
-    inputs = {"samples": digest, "reference": reference.digest, "features": network.digest}
-    if baseline:
-        inputs["baseline"] = baseline.digest
+    shard, run = Shard.from_environment(), _Evaluation(config)
     with Workspace(
-        config.output, kind="evaluation", settings=config.settings(), inputs=inputs, overwrite=config.overwrite
+        config.output,
+        kind="evaluation",
+        settings=config.settings(),
+        inputs=run.inputs(),
+        overwrite=config.overwrite,
+        shard=shard,
     ) as workspace:
-        manifest = workspace.manifest or _score(workspace, config, network, pixels, labels, reference, baseline)
-        return {"output": str(manifest.folder), **manifest.results}
+        if not workspace.complete:
+            run.make(workspace)
+        results = waiting(shard) if workspace.manifest is None else workspace.manifest.results
+        if config.write_txt and workspace.manifest is not None:
+            run.write_text(Path(f"{str(config.samples).removesuffix('.npz')}.txt"), results)
+        return {"output": str(config.output), **results}
 
 
-def _score(
-    workspace: Workspace,
-    config: EvaluateConfig,
-    network: FeatureNetwork,
-    pixels: np.ndarray,
-    labels: np.ndarray | None,
-    reference: ImageSet,
-    baseline: ImageSet | None,
-) -> Manifest:
-    size, resampling = pixels.shape[1], np.random.default_rng([config.seed, 0])
-    generator = np.random.default_rng([config.seed, 1])  # of its own: real scores do not depend on the samples
-    features = extract_features(
-        network, pixels.__getitem__, np.arange(len(pixels)), config.batch_size, "judging samples"
-    )
-    samples = Judged(features, network.probabilities(features), labels)
-    real = _judge_set(network, reference, np.arange(len(reference)), size, config.batch_size)
-    results = {"feature_network": network.name, **scores(network.name, samples, real, resampling)}
-    if baseline is not None:
-        chosen = np.sort(generator.permutation(len(baseline))[: len(samples)])  # equal n, equal bias
-        other = _judge_set(network, baseline, chosen, size, config.batch_size)
-        against, real_is = real, f"{len(other)} images of {baseline.name} against the same reference"
-    else:
-        order = generator.permutation(len(real))
-        other, against = real.take(order[: len(real) // 2]), real.take(order[len(real) // 2 :])
-        real_is = f"{len(other)} images of the reference against its other {len(against)}"
-    results |= {f"real_{name}": value for name, value in scores(network.name, other, against, generator).items()}
-    results |= {"real_is": real_is, "n_samples": len(samples), "n_reference": len(real)}
-    results |= {"n_real": len(other), "n_real_reference": len(against)}
-    write_json(workspace.path(SCORES), results)
-    return workspace.finish([SCORES], results)
+@dataclass(frozen=True, eq=False)
+class _Evaluation:
+    """What an evaluation reads; making one refuses what does not fit, before anything is written."""
 
+    config: EvaluateConfig
 
-def scores(name: str, images: Judged, reference: Judged, generator: np.random.Generator) -> dict[str, float | None]:
-    """`FD[name]` to a reference, `KD[name]`, precision, recall, `IS[name]`, class consistency; spreads as `_sd`."""
-    consistency = None if images.labels is None else class_consistency(images.probabilities, images.labels)
-    return {
-        f"FD[{name}]": frechet_distance(images.features, reference.features),
-        f"FD[{name}]_sd": bootstrap_sd(images.features, reference.features, generator),
-        **_manifold_scores(name, images.features, reference.features, generator),
-        f"IS[{name}]": inception_score(images.probabilities),
-        "class_consistency": consistency,
-    }
+    def __post_init__(self) -> None:
+        others = [source for name, source in self.sources.items() if name != "samples"]
+        check_sizes(self.sources["samples"], others)
+        check_spaces(list(self.sources.values()), self.space)
+        for name in self.to_extract:
+            probe(*self._seen(name))
+        self._check_fit()
+        _ = self.reference_warnings
 
+    @cached_property
+    def device(self) -> torch.device:
+        return resolve_device(self.config.device)
 
-def _manifold_scores(
-    name: str, features: np.ndarray, reference: np.ndarray, generator: np.random.Generator
-) -> dict[str, float | None]:
-    """Kernel distance, precision and recall; the latter are None for sets too small to have neighbours."""
-    kernel, kernel_sd = kernel_distance(features, reference, generator)
-    enough = min(len(features), len(reference)) > NEIGHBOURS
-    precision, recall = precision_and_recall(reference, features, NEIGHBOURS) if enough else (None, None)
-    return {
-        f"KD[{name}]": kernel,
-        f"KD[{name}]_sd": kernel_sd,
-        f"precision[{name}]": precision,
-        f"recall[{name}]": recall,
-    }
+    @cached_property
+    def sources(self) -> dict[str, Source]:
+        """Samples, reference and, if there is one, baseline."""
+        samples = open_source(str(self.config.samples))
+        places = {"reference": self.config.reference, "baseline": self.config.baseline}
+        opened = {
+            name: open_source(place, samples.image_size, seed=self.config.seed)
+            for name, place in places.items()
+            if place
+        }
+        return {"samples": samples, **opened}
 
+    @cached_property
+    def to_extract(self) -> list[str]:
+        """The sets whose features no file holds."""
+        return [name for name, source in self.sources.items() if source.features is None and source.images is not None]
 
-def _open_samples(path: Path) -> tuple[np.ndarray, np.ndarray | None, str]:
-    """Images uint8 (N, S, S, 3), labels (N,) or None, digest: from a samples folder or an npz file."""
-    if path.is_dir():
-        manifest = read_manifest(path, "samples")
-        path, digest = manifest.path(SAMPLES), manifest.digest
-    elif path.is_file():
-        digest = digest_file(path)
-    else:
-        raise InputError(f"no samples at {path}; give a folder from `codeprior sample`, or an .npz with arr_0")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            pixels, labels = arrays["arr_0"], arrays["arr_1"] if "arr_1" in arrays.files else None
-    except Exception as error:  # zip, header and key errors of a damaged or foreign file
-        raise InputError(f"cannot read {path}: {error}; it must hold arr_0 (uint8 NHWC)") from error
-    square = pixels.ndim == 4 and pixels.shape[1] == pixels.shape[2] and pixels.shape[3] == 3
-    if pixels.dtype != np.uint8 or not square or not len(pixels):
-        raise InputError(f"arr_0 of {path} must be square uint8 RGB images, got {pixels.dtype} {pixels.shape}")
-    if labels is not None and labels.shape != (len(pixels),):
-        raise InputError(f"arr_1 of {path} must be {len(pixels)} labels, got {labels.shape}")
-    return pixels, labels, digest
+    @cached_property
+    def network(self) -> FeatureNetwork | None:
+        """None where there is nothing to extract."""
+        if not self.to_extract:
+            return None
+        config = self.config
+        weights = config.inception_weights
+        return load_network(config.features, self.device, inception_weights=weights, download=config.download)
 
+    @cached_property
+    def space(self) -> Space:
+        """Of the network; without one, of what the files say, or of what the features are said to be."""
+        if self.network is not None:
+            is_standard = getattr(self.network, "is_standard", False)
+            return Space(self.network.name, self.network.digest, is_standard)
+        said = [source.note["space"] for source in self.sources.values() if "space" in source.note]
+        label = "given" if self.config.features == INCEPTION_NAME else self.config.features
+        return Space(**said[0]) if said else Space(label, "")
 
-def _check_fit(
-    network: FeatureNetwork,
-    pixels: np.ndarray,
-    labels: np.ndarray | None,
-    reference: ImageSet,
-    baseline: ImageSet | None,
-) -> None:
-    """Refuse what cannot be judged before anything is written."""
-    n_classes = network.probabilities(network.features(pixels[:1])).shape[1]
-    if labels is not None and not 0 <= labels.min() <= labels.max() < n_classes:
-        raise InputError(f"{network.name} knows classes 0 to {n_classes - 1}, a sample has class {labels.max()}")
-    fewest = min(len(pixels), len(baseline) if baseline else len(reference) // 2, len(reference))
-    if fewest < 2:
-        raise InputError(
-            "a Fréchet distance needs 2 images or more on each side, and 4 to split the reference in halves"
+    @cached_property
+    def scorer(self) -> Scorer:
+        config = self.config
+        return Scorer(
+            self.space, config.task, config.distances, config.split_size, config.n_resamples, device=self.device
         )
 
+    @cached_property
+    def reference_warnings(self) -> list[str]:
+        return reference_warnings(self.sources["samples"], self.sources["reference"], self.config.task)
 
-def _judge_set(network: FeatureNetwork, images: ImageSet, indices: np.ndarray, size: int, batch_size: int) -> Judged:
-    def read(rows: np.ndarray) -> np.ndarray:
-        return images.read_many(rows, size)
+    def inputs(self) -> dict[str, str]:
+        """Digests of all that the scores are made from."""
+        return {name: source.digest for name, source in self.sources.items()} | {"features": self.space.digest}
 
-    features = extract_features(network, read, indices, batch_size, f"judging {images.name}")
-    return Judged(features, network.probabilities(features), images.labels[indices])
+    def _check_fit(self) -> None:
+        samples, reference = self.sources["samples"], self.sources["reference"]
+        n_classes = self.network.n_classes if self.network is not None else None
+        if n_classes is not None and samples.labels is not None and samples.labels.max() >= n_classes:
+            raise InputError(
+                f"{self.space.name} knows classes 0 to {n_classes - 1}, a sample has class {samples.labels.max()}"
+            )
+        numbers = [source.n_images for source in self.sources.values() if source.n_images is not None]
+        if self._halves_reference and reference.n_images is not None:
+            numbers.append(reference.n_images // 2)
+        if min(numbers, default=2) < 2:
+            raise InputError(
+                "a Fréchet distance needs 2 images or more on each side, and 4 to split the reference in halves"
+            )
+
+    @property
+    def _halves_reference(self) -> bool:
+        """Whether real images are one half of the reference against the other."""
+        reference = self.sources["reference"]
+        return "baseline" not in self.sources and not reference.statistics and not reference.note
+
+    def make(self, workspace: Workspace) -> None:
+        """Make this process's share of the features, and, if it is the last to finish, the scores."""
+        extractions = {name: self._extraction(workspace, name) for name in self.to_extract}
+        for extraction in extractions.values():
+            extraction.make_share()
+        with workspace.alone():
+            if workspace.complete or any(extraction.is_missing for extraction in extractions.values()):
+                return
+            judged = {
+                name: extractions[name].judged() if name in extractions else given_rows(source)
+                for name, source in self.sources.items()
+            }
+            results = self._results(**judged)
+            files = [SCORES]
+            write_json(workspace.path(SCORES), results)
+            if self.space.is_standard:
+                self.write_text(workspace.path(TEXT), results)
+                files.append(TEXT)
+            if self.config.save_features:
+                self._save(workspace.path(FEATURES), judged["samples"])
+                files.append(FEATURES)
+            workspace.finish(files, results)
+            for extraction in extractions.values():
+                extraction.remove()
+
+    def _seen(self, name: str) -> tuple[FeatureNetwork, Images]:
+        """The network, and the images of a set that it is to see."""
+        network, images = self.network, self.sources[name].images
+        assert network is not None
+        assert images is not None
+        return network, images
+
+    def _extraction(self, workspace: Workspace, name: str) -> Extraction:
+        network, images = self._seen(name)
+        indices = None
+        if name == "baseline":  # as many as there are samples: equal n, equal bias
+            order = np.random.default_rng([self.config.seed, 2]).permutation(images.n_images)
+            indices = np.sort(order[: self.sources["samples"].n_images])
+        batch_size, source = self.config.batch_size, self.sources[name]
+        return Extraction(workspace, name, source, network, batch_size=batch_size, device=self.device, indices=indices)
+
+    def _results(self, samples: Judged, reference: Judged, baseline: Judged | None = None) -> dict[str, Any]:
+        resampling = np.random.default_rng([self.config.seed, 0])
+        generator = np.random.default_rng([self.config.seed, 1])  # real scores do not depend on the samples
+        results: dict[str, Any] = {"feature_network": self.space.name}
+        results |= self.scorer.scores(samples, reference, resampling)
+        n_reference = len(reference) or reference.source.note.get("n_images")
+        results |= {"n_samples": len(samples) or samples.source.n_images, "n_reference": n_reference}
+        if baseline is not None:
+            said = f"{len(baseline)} images of {baseline.source.name} against the same reference"
+            results |= self._real_results(baseline, reference, said, generator)
+        elif self._halves_reference:
+            order = generator.permutation(len(reference))
+            half = len(reference) // 2
+            other, against = reference.take(order[:half]), reference.take(order[half:])
+            said = f"{len(other)} images of the reference against its other {len(against)}"
+            results |= self._real_results(other, against, said, generator)
+        warnings = [
+            *self.reference_warnings,
+            *number_warnings(samples, reference, self.space),
+            *order_warnings(samples, self.config.split_size, self.scorer.name("IS_shuffled")),
+        ]
+        return {**results, "warnings": warnings}
+
+    def _real_results(
+        self, images: Judged, reference: Judged, said: str, generator: np.random.Generator
+    ) -> dict[str, Any]:
+        scores = self.scorer.scores(images, reference, generator)
+        numbers = {"real_is": said, "n_real": len(images), "n_real_reference": len(reference)}
+        return {f"real_{name}": value for name, value in scores.items()} | numbers
+
+    def _save(self, path: Path, samples: Judged) -> None:
+        arrays = {"features": samples.features, "spatial": samples.spatial, "probabilities": samples.probabilities}
+        note = {"space": self.space.note(), "n_images": len(samples), "image_size": samples.source.image_size}
+        present = {name: array for name, array in arrays.items() if array is not None}
+        labels = {} if samples.labels is None else {"arr_1": samples.labels}
+        write_npz(path, {**present, **labels, NOTE: note_array(note)})
+
+    def write_text(self, path: Path, results: dict[str, Any]) -> None:
+        """The scores in the words of ADM's evaluator, if they are those of its network."""
+        if not self.space.is_standard:
+            raise InputError(f"ADM's lines are of its own network; scores of {self.space.name} are not written so")
+        with write_atomically(path) as temporary:
+            temporary.write_text(scores_text(self.scorer.published(results)))

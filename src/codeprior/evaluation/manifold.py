@@ -176,7 +176,7 @@ def _kth_exact(points: _Points, rows: np.ndarray, sqdist: Tensor, columns: Tenso
     kth = sqdist.kthvalue(k, dim=1, keepdim=True).values
     below = sqdist < kth - 2 * points.margin(points)
     between = (sqdist <= kth + 2 * points.margin(points)) & ~below
-    row, place = (index.cpu().numpy() for index in between.nonzero(as_tuple=True))
+    row = between.nonzero()[:, 0].cpu().numpy()
     exact = points.exact(rows[row], points, columns[between].cpu().numpy())
     order = np.lexsort((exact, row))
     first = np.searchsorted(row[order], np.arange(len(rows)))

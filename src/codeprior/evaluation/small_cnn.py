@@ -81,7 +81,8 @@ class ClassifierFeatures:
         self.name = model.config.name
         self.digest = digest
         self.image_size = model.config.image_size
-        self.n_features = model.head.in_features
+        self.n_features: int | None = None
+        self.input_size: int | None = None
         self.n_classes: int | None = len(model.config.class_names)
         self._model = model.to(device).eval()
         self._device = device

@@ -17,15 +17,21 @@ class Gaussian:
 
     mean: np.ndarray
     covariance: np.ndarray
+    root: np.ndarray | None = None
+    """R (F, N) with R R' = covariance, where that is known: of N images, fewer than features."""
 
     @classmethod
     def of(cls, features: np.ndarray) -> Gaussian:
         """The one fitted to features (N, F), as ADM's evaluator fits it."""
-        return cls(*mean_and_covariance(features))
+        mean, covariance = mean_and_covariance(features)
+        if len(features) > len(mean):
+            return cls(mean, covariance)
+        return cls(mean, covariance, (features - mean).T / np.sqrt(len(features) - 1))
 
     def distance(self, other: Gaussian) -> float:
         """Squared Fréchet distance, see `gaussian_distance`."""
-        return gaussian_distance(self.mean, self.covariance, other.mean, other.covariance)
+        a, b = (other, self) if other.root is not None else (self, other)
+        return gaussian_distance(a.mean, a.covariance, b.mean, b.covariance, a.root)
 
 
 def mean_and_covariance(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -59,24 +65,30 @@ def mean_and_covariance(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, scatter / (len(features) - 1)
 
 
-def gaussian_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
+def gaussian_distance(
+    mean_a: np.ndarray,
+    cov_a: np.ndarray,
+    mean_b: np.ndarray,
+    cov_b: np.ndarray,
+    root_a: np.ndarray | None = None,
+) -> float:
     """Squared Fréchet (2-Wasserstein) distance between two Gaussians.
 
     |mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)). The trace of the root is the sum of the roots of
     the eigenvalues of cov_a cov_b, which for cov_a = R R' are those of the symmetric R' cov_b R: several times faster
-    than an eigenproblem, or a matrix root, that is not symmetric.
+    than an eigenproblem, or a matrix root, that is not symmetric. R is Cholesky's unless one is given.
 
     References
     ----------
     Dowson and Landau 1982, Eq. 4; as FID: Heusel et al. 2017, arXiv:1706.08500, Eq. 6.
     """
-    factor = _factor(cov_a)
-    roots = np.sqrt(np.maximum(np.linalg.eigvalsh(factor.T @ cov_b @ factor), 0)).sum()
+    root = _root(cov_a) if root_a is None else root_a
+    roots = np.sqrt(np.maximum(np.linalg.eigvalsh(root.T @ cov_b @ root), 0)).sum()
     difference = mean_a - mean_b
     return float(difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2 * roots)
 
 
-def _factor(covariance: np.ndarray) -> np.ndarray:
+def _root(covariance: np.ndarray) -> np.ndarray:
     """R with R R' = covariance: Cholesky's, or, where that has no full rank, from the eigenvectors."""
     try:
         return np.linalg.cholesky(covariance)
@@ -148,21 +160,26 @@ def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:
     InputError
         As `mean_and_covariance`.
     """
-    return gaussian_distance(*mean_and_covariance(features_a), *mean_and_covariance(features_b))
+    return Gaussian.of(features_a).distance(Gaussian.of(features_b))
 
 
 def bootstrap_sd(
-    features_a: np.ndarray, features_b: np.ndarray, generator: np.random.Generator, n_resamples: int = 20
+    features: np.ndarray,
+    reference: np.ndarray | Gaussian,
+    generator: np.random.Generator,
+    n_resamples: int = 20,
 ) -> float:
     """Standard deviation of the Fréchet distance when both sets are drawn anew, with replacement, from themselves.
 
-    It tells how much of a difference the choice of images explains; not that of another training seed, which is larger.
+    A reference of which the statistics alone are known stays as it is. It tells how much of a difference the choice of
+    images explains; not that of another training seed, which is larger.
     """
-    scores = [
-        frechet_distance(
-            features_a[generator.integers(len(features_a), size=len(features_a))],
-            features_b[generator.integers(len(features_b), size=len(features_b))],
-        )
-        for _ in range(n_resamples)
-    ]
+
+    def drawn_anew(features: np.ndarray) -> Gaussian:
+        return Gaussian.of(features[generator.integers(len(features), size=len(features))])
+
+    scores = []
+    for _ in range(n_resamples):
+        other = reference if isinstance(reference, Gaussian) else drawn_anew(reference)
+        scores.append(drawn_anew(features).distance(other))
     return float(np.std(scores, ddof=1))

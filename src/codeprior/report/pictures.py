@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import tempfile
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image
 
 from codeprior.artifact import Manifest
 from codeprior.errors import InputError
+from codeprior.npz import MappedNpz
 from codeprior.plots import PALETTE, cluster_sizes, loss_curves
 from codeprior.report.format import NO_BREAK, number, percent, score
 from codeprior.report.gather import Findings, read_meta, read_metrics
@@ -88,8 +88,8 @@ def sample_grid(names: Names, samples: Manifest) -> Grid | None:
     path = samples.path("samples.npz")
     if not path.exists():
         return None
-    with np.load(path, allow_pickle=False) as arrays:
-        labels = arrays["arr_1"]
+    arrays = MappedNpz(path)
+    labels = arrays["arr_1"]
     classes = np.unique(labels)
     classes = classes[np.unique(np.linspace(0, len(classes) - 1, min(GRID_ROWS, len(classes))).round().astype(int))]
     n_columns = min(GRID_COLUMNS, *(int((labels == label).sum()) for label in classes))
@@ -99,24 +99,9 @@ def sample_grid(names: Names, samples: Manifest) -> Grid | None:
         names.label(samples),
         names.color(samples),
         [classes_named[label] if label < len(classes_named) else str(label) for label in classes],
-        mosaic(read_images(path, rows)),
+        mosaic(arrays["arr_0"][rows]),
         _scores(names.findings, samples),
     )
-
-
-def read_images(path: Path, indices: np.ndarray) -> np.ndarray:
-    """Some images of an `.npz` of samples, which may be larger than memory: (*indices.shape, H, W, 3)."""
-    images = {}
-    with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read_header(file)
-        size = int(np.prod(shape[1:])) * dtype.itemsize
-        start = file.tell()
-        for index in sorted(set(indices.ravel().tolist())):
-            file.seek(start + index * size)
-            images[index] = np.frombuffer(file.read(size), dtype).reshape(shape[1:])
-    return np.stack([images[index] for index in indices.ravel().tolist()]).reshape(*indices.shape, *shape[1:])
 
 
 def _scores(findings: Findings, samples: Manifest) -> str:
