@@ -39,8 +39,8 @@ class NetworkConfig:
 
     features: str = field(default="inception", metadata=NOT_IDENTITY)
     """inception (FID's, whose weights are looked for where other tools keep them), a classifier folder (from
-    train-classifier), or module:factory (or file.py:factory), a Python function that makes a network. Scores of another
-    network than the published Inception carry its name and are not called FID."""
+    train-classifier), or module:function (or file.py:function), a Python function that makes a network. Scores of
+    another network than the published Inception carry its name and are not called FID."""
     inception_weights: Path | None = field(default=None, metadata=NOT_IDENTITY)
     """pytorch-fid's or torch-fidelity's weights file; default: CODEPRIOR_WEIGHTS (a folder), then torch hub's cache."""
     download: bool = field(default=False, metadata=NOT_IDENTITY)

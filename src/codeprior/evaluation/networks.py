@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import inspect
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +14,8 @@ from codeprior.evaluation.features import FeatureNetwork, require_uint8
 from codeprior.evaluation.inception import InceptionFeatures
 from codeprior.evaluation.pretrained import INCEPTION, find_weights
 from codeprior.evaluation.small_cnn import load_features
+from codeprior.hub import is_on_hub
+from codeprior.own import call_own, is_own
 
 INCEPTION_NAME = "inception"
 
@@ -32,7 +28,7 @@ def load_network(
     Parameters
     ----------
     features : str
-        "inception", a classifier folder (from `train-classifier`), or "module:factory" or "file.py:factory".
+        "inception", a classifier folder (from `train-classifier`), or "module:function" or "file.py:function".
     device : device
     inception_weights, download
         See `pretrained.find_weights`.
@@ -45,13 +41,13 @@ def load_network(
     if features == INCEPTION_NAME:
         found = find_weights(INCEPTION, inception_weights, download=download)
         return InceptionFeatures(found.path, device, is_standard=found.is_published(INCEPTION))
-    if Path(features).is_dir():
-        return load_features(Path(features), device)
-    if ":" in features:
+    if is_own(features):
         return OwnFeatures(features, device)
+    if Path(features).is_dir() or is_on_hub(features):
+        return load_features(features, device)
     raise InputError(
         f"no feature network at {features}: give {INCEPTION_NAME}, a classifier folder (from train-classifier), or "
-        "module:factory, a Python function that makes one"
+        "module:function, a Python function that makes one"
     )
 
 
@@ -64,15 +60,14 @@ class OwnFeatures:
     """
 
     def __init__(self, entry: str, device: torch.device) -> None:
-        factory = _resolve(entry)
-        self._network: Any = factory()
+        self._network: Any = call_own(entry)
         if isinstance(self._network, torch.nn.Module):
             self._network = self._network.to(device).eval()
         elif not callable(self._network) and not hasattr(self._network, "features"):
             raise InputError(f"{entry} gave a {type(self._network).__name__}, which is neither callable nor features()")
         self._device = device
         self.name: str = getattr(self._network, "name", entry.rpartition(":")[2])
-        self.digest: str = getattr(self._network, "digest", None) or _digest(entry, factory)
+        self.digest: str = getattr(self._network, "digest", None) or _digest(entry)
         self.n_features: int | None = None
         self.input_size: int | None = None
         self.n_classes: int | None = getattr(self._network, "n_classes", None)
@@ -98,33 +93,7 @@ class OwnFeatures:
         return np.asarray(self._network.probabilities(features))
 
 
-def _resolve(entry: str) -> Callable[[], Any]:
-    place, _, name = entry.rpartition(":")
-    try:
-        module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-        factory = getattr(module, name)
-    except (ImportError, AttributeError, FileNotFoundError, ValueError) as error:
-        raise InputError(f"cannot take {name or 'a function'} from {place or 'nothing'}: {error}") from error
-    if not callable(factory):
-        raise InputError(f"{entry} is a {type(factory).__name__}, not a function that makes a network")
-    made: Callable[[], Any] = factory
-    return made
-
-
-def _from_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is not Python")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # as `import` does, for classes that look themselves up
-    spec.loader.exec_module(module)
-    return module
-
-
-def _digest(entry: str, factory: Callable[[], Any]) -> str:
-    """Of the code: the weights of somebody else's network are unknown here."""
-    try:
-        source = Path(inspect.getfile(factory)).read_bytes()
-    except (TypeError, OSError):
-        source = b""
-    return digest_bytes(entry.encode(), source)
+def _digest(entry: str) -> str:
+    """Of the entry and, where it is a file, its code: the weights of somebody else's network are unknown here."""
+    path = Path(entry.rpartition(":")[0])
+    return digest_bytes(entry.encode(), path.read_bytes() if path.is_file() else b"")

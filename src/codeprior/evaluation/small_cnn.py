@@ -107,7 +107,7 @@ def save_classifier(model: SmallCnn, folder: Path) -> list[str]:
     return [WEIGHTS, CONFIG]
 
 
-def load_features(folder: Path, device: torch.device | None = None) -> ClassifierFeatures:
+def load_features(folder: Path | str, device: torch.device | None = None) -> ClassifierFeatures:
     """Load a classifier folder (from `train-classifier`) as a feature network.
 
     Raises

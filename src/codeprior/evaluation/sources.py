@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from codeprior.artifact import MANIFEST, digest_json, digest_sampled, read_manifest
+from codeprior.artifact import MANIFEST, UNFINISHED, digest_json, digest_sampled, read_manifest
 from codeprior.crops import to_rgb
 from codeprior.errors import InputError
 from codeprior.evaluation.statistics import Gaussian
+from codeprior.hub import is_on_hub
 from codeprior.images import IMAGE_SUFFIXES, ImageSet, open_images
 from codeprior.machine import available_threads
 from codeprior.npz import MappedNpz
@@ -90,10 +91,10 @@ def open_source(place: str, image_size: int | None = None, *, seed: int = 0, bad
         If there is nothing to be read, or images are not as they must be: uint8, square, RGB, of one size.
     """
     path = Path(place)
-    if path.is_dir() and (path / MANIFEST).exists():
-        manifest = read_manifest(path)
+    if is_on_hub(place) or (path / MANIFEST).exists() or (path / UNFINISHED).exists():
+        manifest = read_manifest(place)
         if manifest.kind not in _FILES_OF:
-            raise InputError(f"{path} holds a {manifest.kind}, neither samples nor a reference")
+            raise InputError(f"{place} holds a {manifest.kind}, neither samples nor a reference")
         return _open_npz(manifest.path(_FILES_OF[manifest.kind]), manifest.digest, name=path.name)
     if path.is_file() and path.suffix == ".npz":
         return _open_npz(path, digest_sampled(path))
