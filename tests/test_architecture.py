@@ -30,6 +30,7 @@ ORDER = [
     "clustering.",
     "prior",
     "push",
+    "rearrangement",
     "plots",
     "embedded",
     "crops",

@@ -96,6 +96,49 @@ def test_exports_are_what_scipy_and_iar_read(codebook_file, vectors):
     np.testing.assert_array_equal(reordered, np.sort(prior.token_to_cluster))
 
 
+def test_iars_mapping_makes_the_prior_that_it_was_made_of(codebook_file, vectors):
+    folder = codebook_file.parent
+    _, output = run(
+        codebook_file,
+        method="balanced-kmeans",
+        n_clusters=12,
+        export_mapping=folder / "mapping.pt",
+        export_codebook=folder / "new.npy",
+    )
+    mapping = torch.load(folder / "mapping.pt", weights_only=True)
+    np.testing.assert_array_equal(np.load(folder / "new.npy")[mapping], vectors)
+    torch.save(torch.cat([torch.arange(60), mapping])[60:], folder / "view.pt")  # as IAR's file: a view with an offset
+    np.save(folder / "mapping.npy", mapping.numpy())
+    for name in ("mapping.pt", "view.pt", "mapping.npy"):
+        result, back = run(codebook_file, mapping=folder / name, n_clusters=12, output=folder / f"{name}.safetensors")
+        labels = CodebookPrior.load(back).token_to_cluster
+        np.testing.assert_array_equal(labels, CodebookPrior.load(output).token_to_cluster)
+        assert result["method"] == "rearrangement"
+    with pytest.raises(InputError, match="holds another prior"):
+        run(codebook_file, mapping=folder / "mapping.pt", n_clusters=6, output=back)
+
+
+@pytest.mark.parametrize(
+    ("array", "n_clusters", "said"),
+    [
+        (np.arange(60) // 2, 12, "each of 0 to 59 once"),
+        (np.arange(61), 12, "each of 0 to 59 once"),
+        (np.arange(60.0), 12, "got float64"),
+        (np.arange(60), 7, "60 codes make no 7"),
+    ],
+)
+def test_what_is_no_rearrangement_is_refused(codebook_file, array, n_clusters, said):
+    np.save(codebook_file.parent / "mapping.npy", array)
+    with pytest.raises(InputError, match=said):
+        run(codebook_file, mapping=codebook_file.parent / "mapping.npy", n_clusters=n_clusters)
+
+
+def test_a_checkpoint_in_place_of_a_mapping_is_refused(codebook_file):
+    torch.save({"model": torch.arange(60)}, codebook_file.parent / "mapping.pt")
+    with pytest.raises(InputError, match="something else than one tensor"):
+        run(codebook_file, mapping=codebook_file.parent / "mapping.pt", n_clusters=12)
+
+
 def test_comparison_shows_each_method_at_the_same_number(codebook_file):
     result, _ = run(codebook_file, compare=("kmeans", "ward"))
     rows = result["comparison"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ from codeprior.codebook import Codebook, read_counts
 from codeprior.config import ExtractConfig
 from codeprior.errors import InputError
 from codeprior.prior import CodebookPrior
+from codeprior.rearrangement import clusters_of, read_mapping, rearranged, write_mapping
+
+REARRANGEMENT = "rearrangement"  # the method of a prior that was given as IAR's mapping
 
 
 def extract(config: ExtractConfig) -> dict[str, Any]:
@@ -30,11 +35,19 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
     _ = codebook.space  # asks at once if nothing tells it
     usage = None if config.usage is None else _read_usage(config.usage, codebook)
     parameters = _parameters(config, codebook, usage)
+    mapping = None
+    if config.mapping is not None:
+        mapping = read_mapping(config.mapping, len(codebook))
+        config = replace(config, method=REARRANGEMENT)
+        parameters["mapping"] = digest_array(mapping)
     prior = _existing(config, codebook, parameters)
     if prior is None:
-        prior = _make(config, config.method, codebook, usage, parameters)
+        if mapping is None:
+            prior = _make(config, config.method, codebook, usage, parameters)
+        else:
+            prior = _given(mapping, codebook, usage, parameters)
         prior.save(config.output)
-    _export(config, prior, codebook)
+    _export(config, prior, codebook, mapping)
     warnings = _warnings(prior, parameters["n_clusters"], codebook)
     result = {"output": str(config.output), **_found(codebook), **describe(prior), "warnings": warnings}
     if config.compare:
@@ -99,6 +112,13 @@ def _make(
     )
 
 
+def _given(
+    mapping: np.ndarray, codebook: Codebook, usage: np.ndarray | None, parameters: dict[str, Any]
+) -> CodebookPrior:
+    labels = clusters_of(mapping, parameters["n_clusters"])
+    return CodebookPrior(labels, codebook.digest, REARRANGEMENT, usage=usage, parameters=parameters)
+
+
 def _check_names(config: ExtractConfig) -> None:
     if config.output.suffix != ".safetensors":
         raise InputError(f"a prior is a .safetensors file, got --output {config.output}; try prior.safetensors")
@@ -149,7 +169,11 @@ def _read_usage(path: Path, codebook: Codebook) -> np.ndarray:
     return counts
 
 
-def _export(config: ExtractConfig, prior: CodebookPrior, codebook: Codebook) -> None:
+def _export(config: ExtractConfig, prior: CodebookPrior, codebook: Codebook, given: np.ndarray | None) -> None:
+    @cache
+    def mapping() -> np.ndarray:
+        return balanced_order(codebook.space, prior.token_to_cluster) if given is None else given
+
     if config.export_labels is not None:
         _save_npy(config.export_labels, prior.token_to_cluster)
     if config.export_linkage is not None:
@@ -157,11 +181,9 @@ def _export(config: ExtractConfig, prior: CodebookPrior, codebook: Codebook) -> 
             raise InputError(f"a {prior.method} prior has no tree to export")
         _save_npy(config.export_linkage, prior.linkage)
     if config.export_mapping is not None:
-        import torch
-
-        mapping = balanced_order(codebook.space, prior.token_to_cluster)
-        with write_atomically(config.export_mapping) as temporary:
-            torch.save(torch.from_numpy(mapping), temporary)
+        write_mapping(config.export_mapping, mapping())
+    if config.export_codebook is not None:
+        _save_npy(config.export_codebook, rearranged(codebook.vectors, mapping()))
 
 
 def _save_npy(path: Path, array: np.ndarray) -> None:

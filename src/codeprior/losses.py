@@ -75,11 +75,22 @@ def cluster_logits(logits: Tensor, token_to_cluster: Tensor, form: ClusterForm =
     IAR, arXiv:2501.00880, Sec. 3.3 (mean); its published code uses log-sum-exp over equal blocks.
     """
     sizes = token_to_cluster.bincount()
+    if _are_blocks(token_to_cluster, sizes):  # a rearranged codebook: IAR's own form
+        blocks = logits.unflatten(-1, (len(sizes), -1))
+        logs = blocks.mean(-1) if form == "mean" else blocks.logsumexp(-1)
+        return logs - sizes.log() if form == "logmeanexp" else logs
     if form == "mean":
         sums = logits.new_zeros(*logits.shape[:-1], len(sizes))
         return sums.index_add(-1, token_to_cluster, logits) / sizes
     logs = segment_logsumexp(logits, token_to_cluster)
     return logs if form == "logsumexp" else logs - sizes.log()
+
+
+def _are_blocks(token_to_cluster: Tensor, sizes: Tensor) -> bool:
+    """Whether clusters are runs of tokens, all of one length."""
+    n_tokens, n_clusters = len(token_to_cluster), len(sizes)
+    blocks = torch.arange(n_tokens, device=sizes.device) // (n_tokens // n_clusters)
+    return n_tokens % n_clusters == 0 and torch.equal(blocks, token_to_cluster)
 
 
 def segment_logsumexp(logits: Tensor, token_to_cluster: Tensor) -> Tensor:
@@ -179,22 +190,22 @@ class _TokenAndCluster(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, token_to_cluster: Tensor, a: float, b: float) -> Tensor:
+        log_probs = logits.log_softmax(-1)
         row, member = _members_of(token_to_cluster[targets], token_to_cluster)
-        values = logits[row, member]
+        values = log_probs[row, member]
         largest = logits.new_full((len(logits),), -torch.inf).scatter_reduce(0, row, values, "amax")
-        inside = logits.new_zeros(len(logits)).index_add(0, row, (values - largest[row]).exp()).log() + largest
-        everything = logits.logsumexp(-1)
-        chosen = logits.gather(-1, targets[:, None])[:, 0]
-        ctx.save_for_backward(logits, targets, everything, row, member, (values - inside[row]).exp())
+        cluster = logits.new_zeros(len(logits)).index_add(0, row, (values - largest[row]).exp()).log() + largest
+        token = log_probs.gather(-1, targets[:, None])[:, 0]
+        ctx.save_for_backward(log_probs, targets, row, member, (values - cluster[row]).exp())
         ctx.weights = (a, b)
-        return ((a + b) * everything - a * chosen - b * inside).mean()
+        return -(a * token + b * cluster).mean()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        logits, targets, everything, row, member, share = ctx.saved_tensors
+        log_probs, targets, row, member, share = ctx.saved_tensors
         a, b = ctx.weights
-        out = (logits - everything[:, None]).exp_().mul_(a + b)
+        out = log_probs.exp().mul_(a + b)
         out[row, member] -= b * share
         out[torch.arange(len(targets), device=targets.device), targets] -= a
         return out.mul_(grad / len(targets)), None, None, None, None

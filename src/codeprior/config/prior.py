@@ -28,6 +28,9 @@ class ExtractConfig(MakeConfig):
     method: str = "dcpe"
     """dcpe (exact average linkage), or a method to compare it with: kmeans, kmeans++, kmeans++-weighted,
     balanced-kmeans, kmeans-instance, centroid, ward, complete."""
+    mapping: Path | None = field(default=None, metadata=NOT_IDENTITY)
+    """IAR's rearrangement (.pt, or .npy: new id of each old id), in place of --method: clusters are the runs of
+    codes / n_clusters new ids."""
     normalize: Annotated[bool | None, arg(metavar="| --no-normalize")] = None
     """Cluster l2-normalised vectors; default: as the tokenizer compares them."""
     usage: Path | None = field(default=None, metadata=NOT_IDENTITY)
@@ -44,7 +47,9 @@ class ExtractConfig(MakeConfig):
     export_linkage: Path | None = field(default=None, metadata=NOT_IDENTITY)
     """Also write the tree as .npy, in SciPy's layout."""
     export_mapping: Path | None = field(default=None, metadata=NOT_IDENTITY)
-    """Also write IAR's reordering as .pt: new id of each old id, clusters one after the other."""
+    """Also write IAR's rearrangement as .pt: new id of each old id, clusters one after the other."""
+    export_codebook: Path | None = field(default=None, metadata=NOT_IDENTITY)
+    """Also write the rearranged codebook as .npy: the raw vectors under their new ids."""
     tree: bool = True
     """Store the complete tree, so that the prior can be cut at any k; --no-tree stops at n_clusters."""
 

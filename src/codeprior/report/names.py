@@ -18,6 +18,7 @@ METHODS = {
     "balanced-kmeans": "balanced k-means",
     "kmeans-instance": "k-means by instances",
     "centroid": "centroid linkage",
+    "rearrangement": "given rearrangement",
     "ward": "Ward linkage",
     "complete": "complete linkage",
 }
