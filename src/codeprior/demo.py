@@ -35,6 +35,8 @@ from codeprior.tokenizers.training import train_tokenizer
 from codeprior.train import train
 
 VARIANTS = ("token", "kmeans", "dcpe")
+FULL = ("iar", "factorised")  # on DCPE's clusters; and the samples of "dcpe" refined
+REFINED = "dcpe-refined"
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,8 @@ def demo(config: DemoConfig) -> dict[str, Any]:
             except BrokenProcessPool:
                 message = "a process of the demo was killed, perhaps for want of memory; run it again to continue"
                 raise InputError(message) from None
-    scores = [{"model": name, **_scores(results[f"score {name}"])} for name in VARIANTS]
+    scored = [name.removeprefix("score ") for name in results if name.startswith("score ")]
+    scores = [{"model": name, **_scores(results[f"score {name}"])} for name in scored]
     return {"output": results["report"]["output"], "time_s": round(time.monotonic() - began, 1), "scores": scores}
 
 
@@ -192,27 +195,26 @@ def recipe(config: DemoConfig, folder: Path) -> list[Phase]:
         scale.seconds["reconstruct"],
     )
 
-    def variant(name: str) -> Chain:
-        model, samples = folder / "models" / name, folder / "samples" / name
-        return [
-            Stage(
-                f"train {name}",
-                train,
-                settings.TrainConfig(
-                    codes=codes,
-                    heldout_codes=heldout_codes,
-                    prior=priors.get(name),
-                    output=model,
-                    **scale.model,
-                    **make,
-                ),
-                scale.seconds["train"],
+    def train_model(name: str, **changes: Any) -> Stage:
+        given: dict[str, Any] = {**scale.model, **changes}
+        return Stage(
+            f"train {name}",
+            train,
+            settings.TrainConfig(
+                codes=codes, heldout_codes=heldout_codes, output=folder / "models" / name, **given, **make
             ),
+            scale.seconds["train"],
+        )
+
+    def judge_samples(name: str, model: str, refine: Path | None = None) -> Chain:
+        samples = folder / "samples" / name
+        return [
             Stage(
                 f"sample {name}",
                 sample,
                 settings.SampleConfig(
-                    checkpoint=model,
+                    checkpoint=folder / "models" / model,
+                    refine=refine,
                     tokenizer=tokenizer,
                     cfg_scale=2.0,
                     n_images=scale.n_samples,
@@ -236,13 +238,22 @@ def recipe(config: DemoConfig, folder: Path) -> list[Phase]:
             ),
         ]
 
+    generators = [[train_model(name, prior=priors.get(name)), *judge_samples(name, name)] for name in VARIANTS]
+    second_stage: list[Phase] = []
+    if config.full:
+        dcpe: dict[str, Any] = {"prior": priors["dcpe"]}
+        generators += [[train_model(name, objective=name, **dcpe), *judge_samples(name, name)] for name in FULL]
+        generators.append([train_model("refine", objective="refine", n_layers=1, **dcpe)])
+        second_stage = [[judge_samples(REFINED, "dcpe", folder / "models" / "refine")]]
+
     title = f"codeprior demo: {config.data}"
     write = Stage("report", report, settings.ReportConfig(folder=folder, title=title, **common), 5)
     return [
         [[stage] for stage in train_both],
         [[stage] for stage in encode_both],
         [[stage] for stage in extract_both],
-        [*(variant(name) for name in VARIANTS), [replace_tokens]],
+        [*generators, [replace_tokens]],
+        *second_stage,
         [[write]],
     ]
 

@@ -364,6 +364,7 @@ def loss_curves(
     ylabel: str = "loss, nats a token",
     title: str = "Loss",
     smoothing: float | None = None,
+    colours: Mapping[str, str] | None = None,
 ) -> Figure:
     """Draw losses over training steps.
 
@@ -378,6 +379,8 @@ def loss_curves(
     smoothing : float, optional
         Steps over which an exponential mean fades to either side; a hundredth of the longest run by default, 0 for
         none. The values themselves stay visible, pale, behind their mean.
+    colours : mapping of str to str, optional
+        Colour of each name; the palette's in their order by default.
 
     Returns
     -------
@@ -389,7 +392,8 @@ def loss_curves(
     smoothing = span / 100 if smoothing is None else smoothing
     with _styled():
         fig, axes = _figure(7.2, 4.2)
-        for (name, (steps, values)), colour in zip(runs.items(), PALETTE, strict=False):
+        for (name, (steps, values)), default in zip(runs.items(), PALETTE, strict=False):
+            colour = (colours or {}).get(name) or default
             smooth = _exponential_mean(steps, values, smoothing)
             if smoothing > 0:
                 axes.plot(steps, values, color=colour, alpha=0.22, linewidth=0.8)

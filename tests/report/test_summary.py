@@ -108,6 +108,30 @@ def test_samples_of_one_model_are_told_apart() -> None:
     assert names.label(other) == "plain tokens (samples/warm)"
 
 
+def test_every_use_of_a_method_has_a_name_and_a_colour_of_its_own() -> None:
+    made = []
+    for objective in ("token", "cluster", "iar", "factorised", "refine"):
+        results = {"objective": objective, "method": None if objective == "token" else "dcpe"}
+        made.append(manifest("checkpoint", objective, results))
+    names = Names(Findings(Path("run"), made, []))
+    assert [names.label(model) for model in made] == [
+        "plain tokens",
+        "DCPE clusters",
+        "IAR, DCPE",
+        "factorised, DCPE",
+        "second stage, DCPE",
+    ]
+    _, cluster, _, _, refiner = made
+    picked = manifest("samples", "picked", {}, checkpoint=cluster.digest)
+    refined = manifest("samples", "refined", {}, checkpoint=cluster.digest, refine=refiner.digest)
+    scores = [manifest("evaluation", m.folder.name, {}, samples=m.digest) for m in (picked, refined)]
+    names = Names(Findings(Path("run"), [*made, picked, refined, *scores], []))
+    assert [names.label(m) for m in (picked, refined, *scores)] == ["DCPE clusters", "DCPE, refined"] * 2
+    shown = [*made, refined]
+    assert len({names.color(m) for m in shown}) == len(shown)
+    assert names.color(refined) == names.color(scores[1]) != names.color(picked)
+
+
 def test_real_images_that_were_fewer_than_the_samples_are_not_compared_with() -> None:
     assert "real images" in words(*generation(token=[(0.9, 2.0)]))["Fréchet distance"]
     assert "real images" not in words(*generation(n_real=148, token=[(0.9, 2.0)]))["Fréchet distance"]
@@ -121,7 +145,7 @@ def test_likelihood_is_told_with_what_it_favours() -> None:
     assert words(*models)["Likelihood"].startswith(
         "Nats per token on held-out images, lower is better: plain tokens 2.970 and DCPE 3.530."
     )
-    assert "favours plain tokens" in words(*models)["Likelihood"]
+    assert "favours all others" in words(*models)["Likelihood"]
     assert "Likelihood" not in words(models[0])
 
 

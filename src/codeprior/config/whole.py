@@ -29,6 +29,8 @@ class DemoConfig(VerbConfig):
 
     data: Literal["digits", "photos12"] = "digits"
     """digits takes about 3 minutes on two CPU cores, photos12 about 8."""
+    full: bool = False
+    """Also IAR, a factorised output, and a second stage that refines DCPE's clusters; half as long again."""
     output: Path | None = None
     """Folder of the run; default: demo/<data>. Run again to continue or to redo only what changed."""
 

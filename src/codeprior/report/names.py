@@ -23,13 +23,19 @@ METHODS = {
     "complete": "complete linkage",
 }
 TOKENS = "token"  # the method of a model that predicts plain tokens
-IAR = "iar "  # before the method whose clusters a model of tokens was trained with
+USES = {  # what else than predicting its clusters is done with a method: a word before it, and how that is written
+    "iar": "IAR, {}",
+    "factorised": "factorised, {}",
+    "refine": "second stage, {}",
+    "refined": "{}, refined",
+}
 
 
 def method_name(method: str | None) -> str:
-    """A clustering method as people write it; one with "iar " before it is that of a model of tokens."""
-    if method and method.startswith(IAR):
-        return f"IAR, {method_name(method.removeprefix(IAR))}"
+    """A clustering method as people write it, with what is done with it if a word of `USES` is before it."""
+    use, _, clusters = (method or "").partition(" ")
+    if clusters:
+        return USES[use].format(method_name(clusters))
     return "plain tokens" if method == TOKENS else METHODS.get(method or "", method or "none")
 
 
@@ -43,25 +49,28 @@ class Names:
     def __init__(self, findings: Findings) -> None:
         self.findings = findings
         methods = {file.prior.method for file in findings.priors}
-        methods |= {self.method(model) for model in findings.of("checkpoint")} - {TOKENS}
+        makers = [*findings.of("checkpoint"), *findings.of("samples")]
+        methods |= {self.method(maker) for maker in makers} - {TOKENS, ""}
         self.methods = [*sorted(methods, key=lambda method: (method == "dcpe", method)), TOKENS]
         """In the order of their colours: DCPE after what it is compared with, plain tokens last."""
 
     def method(self, manifest: Manifest) -> str:
-        """The clustering method behind a checkpoint, samples or scores; "token" for none, "" if unknown."""
-        model = self.findings.model_of(manifest)
+        """The clustering method behind a checkpoint, samples or scores, after its use where it has one of `USES`;
+        "token" for none, "" if unknown."""
+        model, samples = self.findings.model_of(manifest), self.findings.samples_of(manifest)
         if model is None:
             return ""
-        before = IAR if model.results.get("objective") == "iar" else ""
-        return before + (model.results.get("method") or TOKENS)
+        refined = samples is not None and "refine" in samples.inputs
+        use = "refined" if refined else model.results.get("objective")
+        return (f"{use} " if use in USES else "") + (model.results.get("method") or TOKENS)
 
     def label(self, manifest: Manifest) -> str:
         """What a checkpoint, samples or scores are called."""
         model, samples = self.findings.model_of(manifest), self.findings.samples_of(manifest)
         if model is None:
             return self.findings.place(manifest.folder)
-        name = _model_name(self.method(model))
-        if samples is not None and self._samples_of_model[model.folder] > 1:
+        name = _model_name(self.method(manifest))
+        if samples is not None and self._samples_of_model[model.folder, self.method(samples)] > 1:
             return f"{name} ({self.findings.place(samples.folder)})"
         several = self._models_of_method[self.method(model)] > 1
         return f"{name} ({self.findings.place(model.folder)})" if several else name
@@ -77,7 +86,7 @@ class Names:
         if model is None:
             return ""
         if max(self._models_of_method.values()) == 1:
-            return self.method_color(self.method(model))
+            return self.method_color(self.method(manifest))
         rank = self.models.index(model)
         return PALETTE[rank] if rank < len(PALETTE) else ""
 
@@ -121,10 +130,10 @@ class Names:
         return Counter(self.method(model) for model in self.findings.of("checkpoint"))
 
     @cached_property
-    def _samples_of_model(self) -> Counter[Path]:
-        models = [self.findings.model_of(samples) for samples in self.findings.of("samples")]
-        return Counter(model.folder for model in models if model)
+    def _samples_of_model(self) -> Counter[tuple[Path, str]]:
+        made = [(self.findings.model_of(samples), self.method(samples)) for samples in self.findings.of("samples")]
+        return Counter((model.folder, method) for model, method in made if model)
 
 
 def _model_name(method: str) -> str:
-    return method_name(method) if method == TOKENS or method.startswith(IAR) else f"{method_name(method)} clusters"
+    return method_name(method) if method == TOKENS or " " in method else f"{method_name(method)} clusters"

@@ -159,15 +159,16 @@ def loss_plots(names: Names) -> list[tuple[str, str]]:
 
 
 def _loss_plot(names: Names, key: str, title: str, smoothing: float | None = None) -> str | None:
-    curves = {}
-    for model in names.models[: len(PALETTE)]:  # in the order in which plots give colours
+    curves, colours = {}, {}
+    for model in names.models[: len(PALETTE)]:
         points = [(line["step"], line[key]) for line in read_metrics(model) if line.get(key) is not None]
         if len(points) > 1:
             steps, values = np.array(points, dtype=np.float64).T
             curves[names.label(model)] = (steps, values)
+            colours[names.label(model)] = names.color(model)
 
     def draw(path: Path) -> None:
-        loss_curves(curves, path, ylabel="nats per token", title=title, smoothing=smoothing)
+        loss_curves(curves, path, ylabel="nats per token", title=title, smoothing=smoothing, colours=colours)
 
     return _plot(draw) if curves else None
 

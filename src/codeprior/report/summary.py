@@ -116,9 +116,11 @@ def _likelihood(names: Names) -> list[Finding]:
         return []
     values = listing([f"{s.name} {number(s.value, 3, s.sd)}" for s in ranked])
     text = f"Nats per token on held-out images, lower is better: {values}."
-    if {m.results.get("objective") for m in models} == {"token", "cluster"}:
+    if len({m.results.get("objective") for m in models} - {"refine"}) > 1 and any(
+        m.results.get("objective") == "cluster" for m in models
+    ):
         text += (
-            " Models of clusters are charged for leaving the token to chance, which favours plain tokens; among "
+            " Models of clusters are charged for leaving the token to chance, which favours all others; among "
             "themselves they compare."
         )
     return [Finding("Likelihood", text)]

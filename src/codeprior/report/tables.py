@@ -158,6 +158,7 @@ def models(names: Names) -> Table:
         Column("Parameters"),
         Column("Held-out ↓", "nats per token"),
         Column("Training ↓", "nats per token"),
+        Column("Second stage ↓", "held-out, given clusters"),
         Column("Training", "images a second"),
     ]
     rows = []
@@ -169,6 +170,7 @@ def models(names: Names) -> Table:
             parameters(r.get("n_parameters")),
             number(r.get("heldout_nats_per_token"), 3),
             number(r.get("train_nats_per_token"), 3),
+            number(r.get("heldout_nats_per_token_given_clusters"), 3),
             number(r.get("images_per_s"), 0),
         ]
         rows.append(Row(cells, names.color(manifest)))
@@ -176,6 +178,8 @@ def models(names: Names) -> Table:
         "Nats per token are those of the token itself for every model: to a cluster's loss the log of its size is "
         "added, since its token is picked at random. Training runs with dropout, held-out images without."
     )
+    if any(manifest.results.get("objective") == "refine" for manifest in names.in_order("checkpoint")):
+        note += " A second stage predicts tokens whose clusters are given: it has the rest of their nats alone."
     return Table(columns, rows, note).without_empty_columns()
 
 
