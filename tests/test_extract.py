@@ -96,17 +96,10 @@ def test_exports_are_what_scipy_and_iar_read(codebook_file, vectors):
     np.testing.assert_array_equal(reordered, np.sort(prior.token_to_cluster))
 
 
-def test_iars_mapping_makes_the_prior_that_it_was_made_of(codebook_file, vectors):
+def test_iars_mapping_makes_the_prior_that_it_was_made_of(codebook_file):
     folder = codebook_file.parent
-    _, output = run(
-        codebook_file,
-        method="balanced-kmeans",
-        n_clusters=12,
-        export_mapping=folder / "mapping.pt",
-        export_codebook=folder / "new.npy",
-    )
+    _, output = run(codebook_file, method="balanced-kmeans", n_clusters=12, export_mapping=folder / "mapping.pt")
     mapping = torch.load(folder / "mapping.pt", weights_only=True)
-    np.testing.assert_array_equal(np.load(folder / "new.npy")[mapping], vectors)
     torch.save(torch.cat([torch.arange(60), mapping])[60:], folder / "view.pt")  # as IAR's file: a view with an offset
     np.save(folder / "mapping.npy", mapping.numpy())
     for name in ("mapping.pt", "view.pt", "mapping.npy"):
@@ -121,8 +114,8 @@ def test_iars_mapping_makes_the_prior_that_it_was_made_of(codebook_file, vectors
 @pytest.mark.parametrize(
     ("array", "n_clusters", "said"),
     [
-        (np.arange(60) // 2, 12, "each of 0 to 59 once"),
-        (np.arange(61), 12, "each of 0 to 59 once"),
+        (np.arange(60) // 2, 12, "must hold one permutation of codes"),
+        (np.arange(61), 12, "is of 61 codes, the codebook has 60"),
         (np.arange(60.0), 12, "got float64"),
         (np.arange(60), 7, "60 codes make no 7"),
     ],

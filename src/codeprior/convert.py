@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from codeprior.model import ModelConfig
 from codeprior.originals import Given, Original, recognise
 from codeprior.pickles import StoredTensor
 from codeprior.progress import track
+from codeprior.rearrangement import read_mapping
 from codeprior.tensors import digest_tensors, read_stored, read_tensors, save_tensors
 from codeprior.tokenizers.folder import CONFIG, OF_TRAINING, WEIGHTS, FolderTokenizer, read_folder
 from codeprior.tokenizers.gigatok_files import read_yaml
@@ -61,7 +61,7 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     model = _read_ours(config) if is_artifact(config.source) else _read_theirs(config)
     for path, undo in ((config.mapping, False), (config.undo_mapping, True)):
         if path is not None:
-            model = reorder(model, read_mapping(path), undo=undo)
+            model = reorder(model, torch.from_numpy(read_mapping(path)), undo=undo)
     write = _write_file if config.output.suffix in FILES else _write_folder
     return {
         "output": str(config.output),
@@ -71,21 +71,6 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         **write(config, model),
         "warnings": list(model.warnings),
     }
-
-
-def read_mapping(path: Path) -> Tensor:
-    """IAR's file: the new number of each code, int64 (V,), a permutation.
-
-    Raises
-    ------
-    InputError
-        If it is something else.
-    """
-    tensors = [tensor for scope in open_checkpoint(path).scopes for tensor in scope.tensors.values()]
-    mapping = read_stored(tensors[0]) if len(tensors) == 1 else torch.empty(0)
-    if mapping.dtype != torch.int64 or mapping.ndim != 1 or not torch.equal(mapping.sort().values, _count(mapping)):
-        raise InputError(f"{path} must hold one permutation of codes, int64 (V,)")
-    return mapping
 
 
 def reorder(model: Model, mapping: Tensor, *, undo: bool = False) -> Model:
@@ -230,7 +215,3 @@ def _write_file(config: ConvertConfig, model: Model) -> dict[str, Any]:
 
 def _read_all(tensors: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
     return {name: read_stored(tensors[name]) for name in track(list(tensors), "read")}
-
-
-def _count(mapping: Tensor) -> Tensor:
-    return torch.arange(len(mapping))

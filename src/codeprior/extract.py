@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from codeprior.codebook import Codebook, read_counts
 from codeprior.config import ExtractConfig
 from codeprior.errors import InputError
 from codeprior.prior import CodebookPrior
-from codeprior.rearrangement import clusters_of, read_mapping, rearranged, write_mapping
+from codeprior.rearrangement import clusters_of, read_mapping, write_mapping
 
 REARRANGEMENT = "rearrangement"  # the method of a prior that was given as IAR's mapping
 
@@ -37,7 +36,9 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
     parameters = _parameters(config, codebook, usage)
     mapping = None
     if config.mapping is not None:
-        mapping = read_mapping(config.mapping, len(codebook))
+        mapping = read_mapping(config.mapping)
+        if len(mapping) != len(codebook):
+            raise InputError(f"{config.mapping} is of {len(mapping)} codes, the codebook has {len(codebook)}")
         config = replace(config, method=REARRANGEMENT)
         parameters["mapping"] = digest_array(mapping)
     prior = _existing(config, codebook, parameters)
@@ -170,10 +171,6 @@ def _read_usage(path: Path, codebook: Codebook) -> np.ndarray:
 
 
 def _export(config: ExtractConfig, prior: CodebookPrior, codebook: Codebook, given: np.ndarray | None) -> None:
-    @cache
-    def mapping() -> np.ndarray:
-        return balanced_order(codebook.space, prior.token_to_cluster) if given is None else given
-
     if config.export_labels is not None:
         _save_npy(config.export_labels, prior.token_to_cluster)
     if config.export_linkage is not None:
@@ -181,9 +178,8 @@ def _export(config: ExtractConfig, prior: CodebookPrior, codebook: Codebook, giv
             raise InputError(f"a {prior.method} prior has no tree to export")
         _save_npy(config.export_linkage, prior.linkage)
     if config.export_mapping is not None:
-        write_mapping(config.export_mapping, mapping())
-    if config.export_codebook is not None:
-        _save_npy(config.export_codebook, rearranged(codebook.vectors, mapping()))
+        mapping = balanced_order(codebook.space, prior.token_to_cluster) if given is None else given
+        write_mapping(config.export_mapping, mapping)
 
 
 def _save_npy(path: Path, array: np.ndarray) -> None:

@@ -1,8 +1,8 @@
-"""IAR's rearranged codebooks, in and out: codes renumbered so that each cluster is a run of them, all of one length.
+"""IAR's rearrangement of a codebook, in and out: codes renumbered so that each cluster is a run, all of one length.
 
 A rearrangement is a permutation: ``new_codes = mapping[old_codes]``, ``new_vectors[mapping] = old_vectors``. Priors do
 without one, `token_to_cluster` maps; this is for those who have IAR's files, or want them. A mapping of one's own is
-`clustering.kmeans.balanced_order`.
+`clustering.kmeans.balanced_order`; `convert` renumbers tokenizers and transformers by one.
 
 IAR: arXiv:2501.00880, Sec. 3.2; github.com/sjtuplayer/IAR.
 """
@@ -18,7 +18,7 @@ from codeprior.errors import InputError
 from codeprior.pickles import StoredTensor, read_pickled
 
 
-def read_mapping(path: Path, n_codes: int) -> np.ndarray:
+def read_mapping(path: Path) -> np.ndarray:
     """Read the new id of each old id: int64 (V,), from IAR's `.pt` (which is a view of a larger storage) or a `.npy`.
 
     Raises
@@ -29,12 +29,12 @@ def read_mapping(path: Path, n_codes: int) -> np.ndarray:
     if not path.is_file():
         raise InputError(f"no mapping at {path}: there is no such file")
     mapping = _read_array(path)
-    if mapping.dtype.kind not in "iu" or not np.array_equal(np.sort(mapping.ravel()), np.arange(n_codes)):
+    if mapping.dtype.kind not in "iu" or mapping.ndim != 1 or not (np.sort(mapping) == np.arange(len(mapping))).all():
         raise InputError(
-            f"{path} is not a rearrangement of {n_codes} codes, which holds each of 0 to {n_codes - 1} once; "
-            f"got {mapping.dtype} {mapping.shape}"
+            f"{path} must hold one permutation of codes, a vector of each of 0 to V - 1 once; got {mapping.dtype} "
+            f"{mapping.shape}"
         )
-    return mapping.ravel().astype(np.int64)
+    return mapping.astype(np.int64)
 
 
 def write_mapping(path: Path, mapping: np.ndarray) -> None:
@@ -56,13 +56,6 @@ def clusters_of(mapping: np.ndarray, n_clusters: int) -> np.ndarray:
     if n_clusters < 1 or len(mapping) % n_clusters:
         raise InputError(f"a rearranged codebook has clusters of one size: {len(mapping)} codes make no {n_clusters}")
     return mapping // (len(mapping) // n_clusters)
-
-
-def rearranged(vectors: np.ndarray, mapping: np.ndarray) -> np.ndarray:
-    """The vectors (V, E) under their new ids, raw as they were given; not modified."""
-    new = np.empty_like(vectors)
-    new[mapping] = vectors
-    return new
 
 
 def _read_array(path: Path) -> np.ndarray:

@@ -48,8 +48,6 @@ class ExtractConfig(MakeConfig):
     """Also write the tree as .npy, in SciPy's layout."""
     export_mapping: Path | None = field(default=None, metadata=NOT_IDENTITY)
     """Also write IAR's rearrangement as .pt: new id of each old id, clusters one after the other."""
-    export_codebook: Path | None = field(default=None, metadata=NOT_IDENTITY)
-    """Also write the rearranged codebook as .npy: the raw vectors under their new ids."""
     tree: bool = True
     """Store the complete tree, so that the prior can be cut at any k; --no-tree stops at n_clusters."""
 
