@@ -1,4 +1,4 @@
-"""Processes that are killed in the middle of encoding or judging: SIGKILL, which nothing can catch.
+"""Processes that are killed in the middle of encoding, sampling or judging: SIGKILL, which nothing can catch.
 
 Also a program, for torchrun: `killed.py RANK N_PASSES VERB FLAGS` runs a verb, of which that rank dies.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 # A server imports torch once; its children are forked from it, free of this process's threads.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["codeprior.codes"])
+_CONTEXT.set_forkserver_preload(["codeprior.codes", "codeprior.generation.sample"])
 
 
 def encode_and_die(config: Any, n_forward_passes: int, environment: dict[str, str]) -> int:
@@ -55,6 +55,7 @@ def _die_after(n_forward_passes: int) -> None:
         return call
 
     VQGAN.encode = counted(VQGAN.encode)
+    VQGAN.decode = counted(VQGAN.decode)
     ClassifierFeatures.features = counted(ClassifierFeatures.features)
 
 

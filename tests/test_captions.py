@@ -12,7 +12,11 @@ from codeprior.captions import Captions, read_captions
 from codeprior.checkpoint import CheckpointConfig, save_checkpoint
 from codeprior.config import SampleConfig
 from codeprior.errors import InputError
-from codeprior.generate import Conditions, Decoding, generate, sample
+from codeprior.generation.conditions import Conditions
+from codeprior.generation.decoding import Decoding
+from codeprior.generation.guidance import Guidance
+from codeprior.generation.sample import sample
+from codeprior.generation.sequence import generate
 from codeprior.losses import cross_entropy_nats
 from codeprior.model import ModelConfig, Transformer, visible
 from codeprior.tensors import on_meta
@@ -52,8 +56,8 @@ def test_teacher_forced_logits_and_loss_are_llamagens(original, recorded, captio
 @pytest.mark.parametrize(("scale", "interval"), [(1.0, -1), (1.5, -1), (4.0, -1), (7.5, -1), (4.0, 5)])
 def test_greedy_decoding_is_llamagens(original, recorded, captions, scale, interval):
     name = f"greedy_cfg_{scale}" + (f"_interval_{interval}" if interval >= 0 else "")
-    decoding = Decoding(cfg_scale=scale, cfg_interval=interval, top_k=1)
-    tokens = generate(original, captions, torch.zeros(3, 16, dtype=torch.float64), decoding)
+    guidance = Guidance(scale, interval=interval)
+    tokens = generate(original, captions, torch.zeros(3, 16, dtype=torch.float64), Decoding(top_k=1), guidance)
     assert torch.equal(tokens, recorded[name])
 
 
@@ -208,5 +212,6 @@ def test_images_are_sampled_from_captions_in_equal_shares(tiny, checkpoint, tmp_
 
 def test_a_class_conditional_checkpoint_takes_no_captions():
     config = SimpleNamespace(model=ModelConfig(n_classes=3, **SIZES), class_names=("a", "b", "c"))
+    captions = SimpleNamespace(captions=Path("captions.npz"))
     with pytest.raises(InputError, match="this checkpoint takes classes, not captions"):
-        Conditions.of(SimpleNamespace(config=config), Path("captions.npz"), torch.device("cpu"))
+        Conditions.of(SimpleNamespace(config=config), captions, None, torch.device("cpu"))

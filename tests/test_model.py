@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from codeprior.errors import InputError
-from codeprior.generate import Decoding, generate
+from codeprior.generation.decoding import Decoding
+from codeprior.generation.guidance import Guidance
+from codeprior.generation.sequence import generate
 from codeprior.losses import cross_entropy_nats
 from codeprior.model import DropPath, ModelConfig, Transformer, model_config, rotate, rotation_table
 from codeprior.tensors import on_meta
@@ -72,8 +74,8 @@ def test_with_learned_positions_logits_loss_and_greedy_tokens_are_gigatoks(qk_no
     torch.testing.assert_close(logits, recorded[f"teacher_forced_logits{end}"], rtol=1e-5, atol=1e-5)
     assert float(cross_entropy_nats(logits, tokens)) == pytest.approx(float(recorded[f"loss{end}"]), abs=1e-5)
     for name, scale, interval in [(f"{s}", s, -1) for s in (1.0, 1.5, 4.0, 7.5)] + [("4.0_interval_5", 4.0, 5)]:
-        decoding = Decoding(cfg_scale=scale, cfg_interval=interval, top_k=1)
-        greedy = generate(model, classes, torch.zeros(3, 16, dtype=torch.float64), decoding)
+        guidance = Guidance(scale, interval=interval)
+        greedy = generate(model, classes, torch.zeros(3, 16, dtype=torch.float64), Decoding(top_k=1), guidance)
         assert torch.equal(greedy, recorded[f"greedy_cfg_{name}{end}"]), name
 
 

@@ -6,7 +6,7 @@ from codeprior.checkpoint import load_checkpoint
 from codeprior.codes import CodeStore
 from codeprior.config import SampleConfig, TrainConfig
 from codeprior.errors import InputError
-from codeprior.generate import sample
+from codeprior.generation.sample import sample
 from codeprior.losses import cluster_logits
 from codeprior.objectives import Objective, build, with_usage
 from codeprior.prior import CodebookPrior

@@ -35,7 +35,7 @@ VERBS: dict[str, tuple[type[settings.VerbConfig], str]] = {
     "inspect": (settings.InspectConfig, "codeprior.inspection:inspect"),
     "reconstruct": (settings.ReconstructConfig, "codeprior.reconstruct:reconstruct"),
     "train": (settings.TrainConfig, "codeprior.train:train"),
-    "sample": (settings.SampleConfig, "codeprior.generate:sample"),
+    "sample": (settings.SampleConfig, "codeprior.generation.sample:sample"),
     "train-classifier": (settings.TrainClassifierConfig, "codeprior.evaluation.classifier:train_classifier"),
     "reference": (settings.ReferenceConfig, "codeprior.evaluation.reference:reference"),
     "evaluate": (settings.EvaluateConfig, "codeprior.evaluation.judge:evaluate"),

@@ -26,7 +26,7 @@ from codeprior.errors import InputError
 from codeprior.evaluation.classifier import train_classifier
 from codeprior.evaluation.judge import evaluate
 from codeprior.extract import extract
-from codeprior.generate import sample
+from codeprior.generation.sample import sample
 from codeprior.machine import available_threads
 from codeprior.progress import announce
 from codeprior.reconstruct import reconstruct

@@ -142,11 +142,17 @@ def rotation_table(grid: tuple[int, int], head_dim: int, n_slots: int = 1, base:
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Turn adjacent pairs of each head: x (B, S, ..., H) by table (S, H / 2, 2), in float32.
 
-    A pair is a complex number here: on CPU five times as fast as the products of cosines and sines written out.
+    A pair is a complex number here: on CPU five times as fast as the products of cosines and sines written out, which
+    torch's compiler, however, makes one with what is around them.
     """
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    turns = torch.view_as_complex(table).view(1, x.shape[1], *[1] * (x.ndim - 3), -1)
-    return torch.view_as_real(pairs * turns).flatten(-2).type_as(x)
+    pairs = x.float().unflatten(-1, (-1, 2))
+    turns = table.view(1, x.shape[1], *[1] * (x.ndim - 3), *table.shape[1:])
+    if torch.compiler.is_compiling():
+        (a, b), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)
+        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    else:
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turns))
+    return turned.flatten(-2).type_as(x)
 
 
 def visible(padding: Tensor, start: int, n_new: int) -> Tensor:
@@ -169,17 +175,33 @@ class KVCache:
     def __init__(self, config: ModelConfig, batch_size: int, *, device: torch.device, dtype: torch.dtype) -> None:
         n_positions = config.n_slots + config.n_tokens
         shape = (config.n_layers, batch_size, config.n_heads, n_positions, config.head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
         self.length = 0
         self.padding: Tensor | None = None
 
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values (B, N, S, H) after `length` positions; all of the layer's so far."""
-        end = self.length + keys.shape[2]
-        self.keys[layer, :, :, self.length : end] = keys
-        self.values[layer, :, :, self.length : end] = values
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+    def advance(self, n_new: int, padding: Tensor | None = None) -> tuple[slice | Tensor, Tensor | None]:
+        """Make room for the next positions: which these are, and what each of them sees, if not all before it."""
+        if self.length and n_new > 1:
+            raise ValueError("a cache that holds something is extended by one position at a time")
+        start, self.length = self.length, self.length + n_new
+        self.padding = self.padding if padding is None else padding
+        return slice(start, self.length), None if self.padding is None else visible(self.padding, start, n_new)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Store keys and values (B, N, S, H) where room was just made; what their queries find among all so far."""
+        new, seen = slice(self.length - k.shape[2], self.length), slice(self.length)
+        self.keys[layer, :, :, new] = k
+        self.values[layer, :, :, new] = v
+        keys, values = self.keys[layer, :, :, seen], self.values[layer, :, :, seen]
+        is_causal = mask is None and q.shape[2] > 1
+        y = F.scaled_dot_product_attention(q.to(keys.dtype), keys, values, attn_mask=mask, is_causal=is_causal)
+        return y.type_as(q)
+
+    def keep(self, batch_size: int) -> None:
+        """Forget all but the first sequences of the batch."""
+        self.keys, self.values = self.keys[:, :batch_size], self.values[:, :batch_size]
+        self.padding = None if self.padding is None else self.padding[:batch_size]
 
 
 class RMSNorm(nn.Module):
@@ -228,9 +250,9 @@ class Attention(nn.Module):
             qk = torch.stack([self.q_norm(qk[:, :, 0]), self.k_norm(qk[:, :, 1])], dim=2)
         q, k = (qk if table is None else rotate(qk, table)).transpose(1, 3).unbind(2)  # (B, N, S, H)
         if cache is not None:
-            k, v = cache.extend(self.layer, k, v)
-        is_causal = self.causal and mask is None and q.shape[2] > 1
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
+            y = cache.attend(self.layer, q, k, v, mask)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal and mask is None)
         return self.dropout(self.wo(y.transpose(1, 2).flatten(2)))
 
 
@@ -338,6 +360,11 @@ class ClusterOutput(nn.Module):
         return F.linear(states, self.weight)
 
 
+def padding_of(condition: Tensor | Captions) -> Tensor | None:
+    """How many slots of each condition are empty: (B,); None of classes, which fill theirs."""
+    return condition.padding if isinstance(condition, Captions) else None
+
+
 class Transformer(nn.Module):
     """A class or a caption, then tokens in order; each position predicts the next token, or without the mask its own.
 
@@ -426,21 +453,16 @@ class Transformer(nn.Module):
         A cache is extended by the S positions; more than one at a time only into an empty one. It keeps `padding` (B,),
         how many of the first positions hold nothing; see `Captions`.
         """
-        start = 0 if cache is None else cache.length
-        if start and x.shape[1] > 1:
-            raise ValueError("a cache that holds something is extended by one position at a time")
-        places = slice(start, start + x.shape[1])
+        places: slice | Tensor = slice(x.shape[1])
+        mask = None if padding is None else visible(padding, 0, x.shape[1])
         if cache is not None:
-            cache.padding = padding = cache.padding if padding is None else padding
-        mask = None if padding is None else visible(padding, start, x.shape[1])
+            places, mask = cache.advance(x.shape[1], padding)
         table = None if self.rotation_table is None else self.rotation_table[places]
         if self.positional_embedding is not None:
             x = x + self.positional_embedding[places]
         x = self.tok_dropout(x)
         for layer in self.layers:
             x = layer(x, table, cache, mask)
-        if cache is not None:
-            cache.length += x.shape[1]
         return self.norm(x)
 
     def logits(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
@@ -456,7 +478,7 @@ class Transformer(nn.Module):
         clusters = self.cluster_output(states).float()
         return factorised_log_probs(logits, clusters, self.cluster_output.token_to_cluster, self.cluster_output.live)
 
-    def forward(self, condition: Tensor | Captions, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, condition: Tensor | Captions, tokens: Tensor) -> Tensor:
         """Logits of all positions at once: teacher-forced where the model is causal.
 
         Parameters
@@ -465,17 +487,18 @@ class Transformer(nn.Module):
             Classes, of which `config.n_classes` is the null class, or captions.
         tokens : Tensor of shape (B, T'), int64
             The first T' tokens, T' < T; all T where the model is not causal.
-        cache : KVCache, optional
-            An empty one, which is filled.
 
         Returns
         -------
         logits : Tensor of shape (B, 1 + T', V), float32
             Of the tokens 0 to T'; (B, T, V), of the positions of `tokens`, where the model is not causal.
         """
-        padding = condition.padding if isinstance(condition, Captions) else None
-        states = self.states(self.embed(condition, tokens), cache, padding)
+        states = self.states(self.embed(condition, tokens), padding=padding_of(condition))
         return self.head(states[:, self.config.n_slots - self.config.causal :])
+
+    def prefill(self, condition: Tensor | Captions, tokens: Tensor, cache: KVCache) -> Tensor:
+        """Logits (B, V) of the token after the condition and `tokens` (B, T'); fills the empty cache with all of it."""
+        return self.head(self.states(self.embed(condition, tokens), cache, padding_of(condition))[:, -1])
 
     def with_null(self, condition: Tensor | Captions) -> Tensor | Captions:
         """The condition of both branches of guidance, 2B: as given, then none."""

@@ -38,7 +38,7 @@ class Parts:
     Parameters
     ----------
     folder : path
-        Where the parts are kept until `assemble` has joined them.
+        Where the parts are kept until they have been joined.
     n_items : int
         Items in all.
     shape : tuple of int
@@ -137,6 +137,17 @@ class Parts:
             item = stop
         joined.flush()
         return joined
+
+    def take(self, items: np.ndarray) -> np.ndarray:
+        """Rows of these items, in their order. All must be there, and no item bad."""
+        rows = np.empty((len(items), *self.shape), dtype=self.dtype)
+        for record in self._records():
+            start, stop = record["start"], record["stop"]
+            inside = (items >= start) & (items < stop)
+            if inside.any():
+                part = np.memmap(self._path(start), mode="r", dtype=self.dtype, shape=(stop - start, *self.shape))
+                rows[inside] = part[items[inside] - start]
+        return rows
 
     def remove(self) -> None:
         """Remove the parts, once they are joined."""

@@ -23,3 +23,8 @@ def to_pixels(images: torch.Tensor, pixel_range: Range = SIGNED) -> np.ndarray:
     scale = 255 / (high - low)
     scaled = images.float().mul(scale).add_(0.5 - low * scale).clamp_(0, 255)
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def resize_bicubic(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Images (B, 3, H, W) at another size, without antialiasing, before they are clamped: LlamaGen's 384 to 256."""
+    return torch.nn.functional.interpolate(images.float(), size=(size, size), mode="bicubic")

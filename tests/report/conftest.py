@@ -15,7 +15,7 @@ from codeprior.config import (
 from codeprior.evaluation.classifier import train_classifier
 from codeprior.evaluation.judge import evaluate
 from codeprior.extract import extract
-from codeprior.generate import sample
+from codeprior.generation.sample import sample
 from codeprior.reconstruct import reconstruct
 from codeprior.train import train
 

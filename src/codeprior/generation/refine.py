@@ -13,6 +13,7 @@ from torch import Tensor
 
 from codeprior.checkpoint import Checkpoint
 from codeprior.errors import InputError
+from codeprior.generation.decoding import Decoding, logits_to_probs, sample_tokens
 from codeprior.losses import LOGITS_AT_ONCE
 from codeprior.model import Transformer
 from codeprior.prior import CodebookPrior, Pick
@@ -48,6 +49,7 @@ def refine(
     -------
     tokens : Tensor of shape (B, T), int64
     """
+    decoding = Decoding(temperature)
     states = model.states(model.embed(classes, clusters))[:, 1:].flatten(0, 1)
     tokens = torch.empty_like(clusters).flatten()
     at_once = max(1, LOGITS_AT_ONCE // len(live))
@@ -55,16 +57,8 @@ def refine(
         rows = slice(start, start + at_once)
         allowed = live & (token_to_cluster == clusters.flatten()[rows, None])
         logits = model.head(states[rows]).masked_fill(~allowed, -torch.inf)
-        tokens[rows] = _draw(logits, uniforms.flatten()[rows], temperature)
+        tokens[rows] = sample_tokens(logits_to_probs(logits, decoding), uniforms.flatten()[rows])
     return tokens.view_as(clusters)
-
-
-def _draw(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
-    """Tokens (N,) of logits (N, V) and uniform numbers (N,), by the inverse distribution function."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    cdf = (logits / temperature).softmax(-1).double().cumsum(-1)
-    return torch.searchsorted(cdf / cdf[:, -1:], uniforms.double()[:, None], right=True)[:, 0]
 
 
 Chooser = Callable[[Tensor, Any, Tensor], Tensor]

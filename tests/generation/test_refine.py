@@ -6,9 +6,9 @@ from codeprior.cli import main
 from codeprior.config import ExtractConfig, SampleConfig, TrainConfig
 from codeprior.errors import InputError
 from codeprior.extract import extract
-from codeprior.generate import sample
+from codeprior.generation.refine import refine
+from codeprior.generation.sample import sample
 from codeprior.model import Transformer, model_config
-from codeprior.refine import refine
 from codeprior.train import train
 
 LABELS = torch.tensor([0, 2, 2, 1, 2, 0, 2, 2])
@@ -60,7 +60,7 @@ def test_temperature_0_takes_the_likeliest(model):
 
 def test_positions_in_parts_give_the_same_tokens(model, monkeypatch):
     _, whole = drawn(model, 1.0)
-    monkeypatch.setattr("codeprior.refine.LOGITS_AT_ONCE", 8 * 37)
+    monkeypatch.setattr("codeprior.generation.refine.LOGITS_AT_ONCE", 8 * 37)
     assert torch.equal(drawn(model, 1.0)[1], whole)
 
 
