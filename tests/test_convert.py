@@ -18,7 +18,7 @@ from codeprior.codebook import Codebook
 from codeprior.config import ConvertConfig, EncodeConfig, SampleConfig, TrainConfig
 from codeprior.convert import convert
 from codeprior.errors import InputError
-from codeprior.generate import sample
+from codeprior.generation.sample import sample
 from codeprior.model import PRESETS, ModelConfig, Transformer, model_config
 from codeprior.tensors import on_meta
 from codeprior.tokenizers import load_tokenizer

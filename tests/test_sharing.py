@@ -13,7 +13,7 @@ from codeprior.cli import main
 from codeprior.codebook import Codebook
 from codeprior.config import SampleConfig, TrainConfig
 from codeprior.errors import InputError
-from codeprior.generate import sample
+from codeprior.generation.sample import sample
 from codeprior.prior import CodebookPrior
 from codeprior.sharing import push_folder
 from codeprior.tokenizers import load_tokenizer

@@ -71,7 +71,7 @@ class Prefixes:
     def at(self, indices: np.ndarray, device: torch.device) -> Tensor:
         """The given tokens of the samples with these indices: int64 (B, n_given), codes."""
         pixels = self.images.read_many(np.asarray(indices) % len(self.images), self.image_size)
-        return self.tokenizer.encode(to_tensor(pixels, device))[:, : self.n_given]
+        return self.tokenizer.encode(to_tensor(pixels, device, self.tokenizer.pixel_range))[:, : self.n_given]
 
 
 @dataclass(frozen=True)

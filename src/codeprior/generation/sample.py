@@ -99,7 +99,7 @@ class Maker:
         """
         checkpoint = load_checkpoint(config.checkpoint, device, average=config.ema)
         tokenizer = load_tokenizer(config.tokenizer, device)
-        checkpoint.config.verify(tokenizer.codebook.digest, "the tokenizer")
+        checkpoint.config.verify(tokenizer.codebook.digest, "the tokenizer", len(tokenizer.codebook))
         if config.cfg_scale != 1 and not checkpoint.config.model.null_class:
             raise InputError(
                 "this checkpoint was trained without class dropout and knows no guidance; use --cfg-scale 1"
@@ -147,7 +147,7 @@ class Maker:
         decoded = self.tokenizer.decode(tokens, self.checkpoint.config.model.grid)
         if self.config.image_size_eval is not None:
             decoded = resize_bicubic(decoded, self.image_size)
-        return to_pixels(decoded)
+        return to_pixels(decoded, self.tokenizer.pixel_range)
 
     def tokens(self, indices: np.ndarray) -> Tensor:
         """Codes int64 (B, T) of the samples with these indices."""
