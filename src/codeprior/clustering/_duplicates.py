@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._matrix import Clusters, SizeRule
+from ._matrix import Clusters, SizeRule, singletons
 from ._merges import MergeLog
 from .distance import duplicate_groups
 
@@ -17,6 +17,8 @@ def merge_duplicates(vectors: np.ndarray, weights: np.ndarray | None, rule: Size
     """
     n_codes = len(vectors)
     first = duplicate_groups(vectors)
+    if (first == np.arange(n_codes)).all():
+        return singletons(n_codes, weights)
     codes = np.argsort(first, kind="stable")  # group after group, each by ascending code
     group_start = np.flatnonzero(np.diff(first[codes], prepend=-1))
     rank = np.arange(n_codes) - np.repeat(group_start, np.diff(group_start, append=n_codes))

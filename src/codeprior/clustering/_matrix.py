@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import _kernels
+from . import _kernels, _matrix_kernels
 from ._merges import MergeLog
 from ._parallel import RowPool
 
 BLOCK_ENTRIES = 2_000_000  # of the next matrix, made before they overwrite the present one
+FINISH_BELOW = 256  # clusters: rounds cost more than merging one pair after the other
 CALL_ENTRIES = 500_000  # a millisecond or two: small enough to share out, large enough to be worth a thread
 
 
@@ -58,6 +59,15 @@ class SizeRule:
         return np.ones(len(sizes), dtype=bool)
 
 
+def singletons(n_codes: int, weights: np.ndarray | None) -> Clusters:
+    """Return a cluster for each code."""
+    return Clusters(
+        representatives=np.arange(n_codes),
+        sizes=np.ones(n_codes, dtype=np.int64),
+        weights=np.ones(n_codes) if weights is None else weights,
+    )
+
+
 def merge_by_matrix(
     sums: np.ndarray,
     clusters: Clusters,
@@ -79,8 +89,8 @@ def merge_by_matrix(
     stale = np.ones(n, dtype=bool)
     rows_per_call = max(1, 4_000_000 // max(n, 1))
     found = (clusters.weights, clusters.sizes, rule.at_most, stale, nearest, distance)
-    pool.run(_kernels.nearest_in_matrix, n, rows_per_call, sums, *found)
-    while n > 1:
+    pool.run(_matrix_kernels.nearest_in_matrix, n, rows_per_call, sums, *found)
+    while n > FINISH_BELOW:
         partner = np.empty(n, dtype=np.int64)
         if not _kernels.mutual_pairs(nearest, partner):
             if stale.all() or not np.isfinite(distance).any():
@@ -88,7 +98,7 @@ def merge_by_matrix(
             # Rounding may have left a circle of outdated nearest clusters: search all again, which finds a pair.
             stale = np.ones(n, dtype=bool)
             found = (clusters.weights, clusters.sizes, rule.at_most, stale, nearest, distance)
-            pool.run(_kernels.nearest_in_matrix, n, rows_per_call, sums, *found)
+            pool.run(_matrix_kernels.nearest_in_matrix, n, rows_per_call, sums, *found)
             continue
         low = np.flatnonzero(partner > np.arange(n))
         high = partner[low]
@@ -127,7 +137,14 @@ def merge_by_matrix(
             # enough behind, it can be written in place.
             clear = (offset + rows) * m <= first[offset] * n
             rows_out = target if clear else block
-            pool.run(_kernels.merge_rows, rows, chunk, offset, sums, first, second, *columns, rows_out, *found)
+            pool.run(_matrix_kernels.merge_rows, rows, chunk, offset, sums, first, second, *columns, rows_out, *found)
             if not clear:
                 target[:] = block[:rows]
         sums, n = following, m
+    low, high, heights = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.int64), np.empty(n)
+    rules = (rule.frozen_above, rule.at_most, log.bound() * (1 + 1e-9))
+    made = _matrix_kernels.finish(sums, clusters.weights, clusters.sizes, *rules, low, high, heights)
+    # Rounding apart, heights do not fall.
+    heights = np.maximum.accumulate(heights[:made])
+    log.add(clusters.representatives[low[:made]], clusters.representatives[high[:made]], heights)
+    report()

@@ -51,7 +51,9 @@ class MergeLog:
         """Return the merges wanted, or all there are if they are fewer, as SciPy's linkage matrix."""
         low, high, heights = self._low[: self.made], self._high[: self.made], self._heights[: self.made]
         Z = np.empty((min(self.made, self.wanted), 4))
-        order = np.lexsort((high, low, heights))
+        order = np.argsort(heights)
+        if (np.diff(heights[order]) == 0).any():
+            order = np.lexsort((high, low, heights))
         if not _kernels.assemble(low, high, heights, self.n_codes, order, Z):
             # Equal heights of which rounding made a parent's pair come first: merge in order, children before parents.
             order = self._children_first(low, high, heights)

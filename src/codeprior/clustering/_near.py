@@ -17,9 +17,9 @@ from threadpoolctl import threadpool_limits
 from . import _kernels
 from . import _near_kernels as kernels
 from ._matrix import Clusters, SizeRule
+from ._members import Members
 from ._merges import MergeLog
 from ._parallel import RowPool
-from ._search import Members
 from ._sums import padded
 
 NEIGHBOURS = 96  # near codes of a code, on average; the reach follows from it

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._kernels import kernel, point_distance, tie_rounded
+from ._kernels import kernel, tie_rounded
+from ._sum_kernels import point_distance
 
 
 @kernel

@@ -6,6 +6,7 @@ OpenMP layer not after a fork. A short range is also what lets Ctrl-C in.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -26,7 +27,7 @@ class RowPool:
         if n_threads is not None and n_threads < 1:
             raise InputError(f"n_threads must be at least 1, got {n_threads}")
         self.n_threads = n_threads or available_threads()
-        self._pool = ThreadPoolExecutor(self.n_threads) if self.n_threads > 1 else None
+        self._pool = ThreadPoolExecutor(self.n_threads - 1) if self.n_threads > 1 else None
 
     def __enter__(self) -> RowPool:
         return self
@@ -37,11 +38,20 @@ class RowPool:
 
     def run(self, kernel: Callable[..., Any], n_rows: int, chunk: int, *args: Any) -> None:
         """Call `kernel` on ranges of at most `chunk` rows and return when all of them are done."""
-        starts = range(0, n_rows, max(1, chunk))
-        if self._pool is None or len(starts) <= 1:
-            for start in starts:
+        starts = deque(range(0, n_rows, max(1, chunk)))
+
+        def work() -> None:
+            while starts:
+                try:
+                    start = starts.popleft()
+                except IndexError:  # another thread was faster
+                    return
                 kernel(start, min(start + chunk, n_rows), *args)
-            return
-        futures = [self._pool.submit(kernel, start, min(start + chunk, n_rows), *args) for start in starts]
-        for future in futures:
-            future.result()
+
+        helpers = [self._pool.submit(work) for _ in range(min(self.n_threads, len(starts)) - 1)] if self._pool else []
+        try:
+            work()
+        finally:
+            starts.clear()  # where a call failed or was interrupted, the others stop at their next one
+            for helper in helpers:
+                helper.result()

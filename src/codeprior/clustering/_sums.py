@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from . import _kernels
+from . import _sum_kernels
+from ._cluster_kernels import lay_out
+from ._members import Members
 from ._parallel import RowPool
-from ._search import Members
 
 # Distances that one call of a kernel may sum, a fraction of a second: Ctrl-C waits for calls to end.
 DISTANCES_PER_CALL = 100_000_000
@@ -17,12 +18,12 @@ ROWS, COLUMNS = 256, 1024  # of the products made at a time
 
 def padded(points: np.ndarray) -> np.ndarray:
     """Return the points with zeros up to a dimension that the kernels divide evenly."""
-    return np.pad(points, ((0, 0), (0, -points.shape[1] % _kernels.TERMS)))
+    return np.pad(points, ((0, 0), (0, -points.shape[1] % _sum_kernels.TERMS)))
 
 
 def _blocks(points: np.ndarray) -> np.ndarray:
-    """Return the points as `_kernels.block_sqdist` wants them: (blocks, E, LANES) in float64, the last one padded."""
-    lanes = _kernels.LANES
+    """Return the points side by side, (blocks, E, BLOCK) in float64, the last block padded."""
+    lanes = _sum_kernels.BLOCK
     blocks = np.zeros((-(-len(points) // lanes), points.shape[1], lanes))
     for b, block in enumerate(blocks):
         rows = points[b * lanes : (b + 1) * lanes]
@@ -37,7 +38,7 @@ def cluster_sums(members: Members, pool: RowPool, *, few_dimensions: bool) -> np
     if n == len(members.points):
         points = members.points
         blocks = _blocks(points)
-        pool.run(_kernels.instance_matrix, n, _kernels.LANES, points, blocks, members.weights, sums)
+        pool.run(_sum_kernels.instance_matrix, n, _sum_kernels.BLOCK, points, blocks, members.weights, sums)
     elif few_dimensions:
         _sum_differences(members, pool, sums)
     else:
@@ -47,19 +48,21 @@ def cluster_sums(members: Members, pool: RowPool, *, few_dimensions: bool) -> np
 
 def _sum_differences(members: Members, pool: RowPool, sums: np.ndarray) -> None:
     """Fill `sums` with distances from coordinates' differences, block by block of points."""
-    points, weights, bounds = padded(members.points).astype(np.float64), members.weights, members.bounds
+    points, weights, bounds = members.points.astype(np.float64), members.weights, members.bounds
     blocks = _blocks(points)
-    lanes = _kernels.LANES
-    work = np.diff(bounds) * len(points)
+    values = np.empty(points.size)
+    size = np.diff(bounds)
+    pool.run(lay_out, len(size), 1024, points, np.arange(len(points)), bounds, size, values)
+    work = size * len(points)
     small, large = np.flatnonzero(work <= DISTANCES_PER_CALL), np.flatnonzero(work > DISTANCES_PER_CALL)
     chunk = max(1, int(DISTANCES_PER_CALL // max(1, work[small].max(initial=0))))
     chunk = min(chunk, max(1, ENTRIES_IN_CACHE // len(points)))
-    pool.run(_kernels.cluster_sums, len(small), chunk, small, points, blocks, weights, bounds, sums)
-    total = np.empty((len(blocks), lanes))
+    pool.run(_sum_kernels.cluster_sums, len(small), chunk, small, blocks, values, weights, bounds, sums)
+    total = np.empty((len(blocks), _sum_kernels.BLOCK))
     for a in large.tolist():
-        chunk = max(1, DISTANCES_PER_CALL // int(lanes * (bounds[a + 1] - bounds[a])))
-        pool.run(_kernels.cluster_totals, len(blocks), chunk, a, points, blocks, weights, bounds, total)
-        _kernels.add_up_cluster(a, total.reshape(-1), weights, bounds, sums)
+        chunk = max(1, DISTANCES_PER_CALL // int(_sum_kernels.BLOCK * size[a]))
+        pool.run(_sum_kernels.cluster_totals, len(blocks), chunk, a, blocks, values, weights, bounds, total)
+        _sum_kernels.add_up(np.array([a]), total.reshape(1, -1), weights, bounds, sums)
 
 
 def _sum_products(members: Members, pool: RowPool, sums: np.ndarray) -> None:
@@ -109,5 +112,5 @@ def _sum_groups(
             for rows, points_of_rows in zip(rows_of, turned, strict=True):
                 products = others @ points_of_rows
                 places = clusters[rows[0] - first :]
-                _kernels.add_products(products, rows, places, columns, points, squares, weights, bounds, out)
-            _kernels.put_sums(out, group, columns, sums)
+                _sum_kernels.add_products(products, rows, places, columns, points, squares, weights, bounds, out)
+            _sum_kernels.put_sums(out, group, columns, sums)

@@ -103,11 +103,12 @@ def duplicate_groups(vectors: np.ndarray) -> np.ndarray:
     for column in words.T:
         hashes = (hashes ^ column) * np.uint64(0x9E3779B97F4A7C15)
         hashes ^= hashes >> np.uint64(29)
+    first = np.arange(len(rows), dtype=np.int64)
+    ordered = np.sort(hashes)
+    if not (ordered[1:] == ordered[:-1]).any():
+        return first
     order = np.argsort(hashes, kind="stable")
     same_hash = hashes[order][1:] == hashes[order][:-1]
-    first = np.arange(len(rows), dtype=np.int64)
-    if not same_hash.any():
-        return first
     # Only rows that share a hash with another are compared in full.
     shared = np.zeros(len(rows), dtype=bool)
     shared[order[1:][same_hash]] = True

@@ -9,18 +9,19 @@ import numpy as np
 from codeprior.errors import InputError
 
 from ._duplicates import merge_duplicates
-from ._matrix import Clusters, SizeRule, merge_by_matrix
+from ._matrix import SizeRule, merge_by_matrix, singletons
+from ._members import Members
 from ._merges import MergeLog
 from ._near import merge_near
 from ._parallel import RowPool
-from ._search import Members, merge_by_search
+from ._search import merge_by_search
 from ._sums import cluster_sums
 from .distance import check_vectors, check_weights
 
 # A tree over cluster means prunes in few dimensions only; beyond, all pairs are looked at.
 TREE_DIMENSIONS = 16
 # Clusters left when the search hands over to a matrix: below, a round on the matrix costs less than the searches.
-MATRIX_CLUSTERS = 2048
+MATRIX_CLUSTERS = 1024
 # Most clusters that a matrix is made for straight away: it takes 8 bytes for each pair of them, both ways.
 LARGEST_MATRIX = 20480
 # With more points than this, in many dimensions, the near ones are merged before there is a matrix.
@@ -144,19 +145,11 @@ def average_linkage(
                 members, clusters = left
             sums = cluster_sums(members, pool, few_dimensions=prunes)
         else:
-            clusters = _singletons(n_codes, weights)
+            clusters = singletons(n_codes, weights)
             distances = _distance_matrix(vectors, metric) if callable(metric) else vectors
             sums = distances * (clusters.weights[:, None] * clusters.weights[None, :])
         merge_by_matrix(sums, clusters, log, rule, pool, report)
     return log.linkage()
-
-
-def _singletons(n_codes: int, weights: np.ndarray | None) -> Clusters:
-    return Clusters(
-        representatives=np.arange(n_codes),
-        sizes=np.ones(n_codes, dtype=np.int64),
-        weights=np.ones(n_codes) if weights is None else weights,
-    )
 
 
 def _distance_matrix(
