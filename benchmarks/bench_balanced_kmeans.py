@@ -1,11 +1,14 @@
 """Time balanced k-means beside IAR's published script: 16,384 unit vectors of dimension 8 into 128 clusters.
 
-    git clone https://github.com/sjtuplayer/IAR /tmp/IAR
-    python benchmarks/bench_balanced_kmeans.py /tmp/IAR/balance_k_means.py --json balanced.json
+git clone https://github.com/sjtuplayer/IAR /tmp/IAR
+python benchmarks/bench_balanced_kmeans.py --original /tmp/IAR     one run of the script for each seed: minutes each
+python benchmarks/bench_balanced_kmeans.py                         our side alone; writes nothing
 
-Both start from the same codes. The published function is read from the file given, run as it is, and not kept here.
-Its time is that of one run a seed (minutes); ours is the median of five runs after a warm-up.
+Both start from the same codes. The published function is read from the checkout, run as it is, and not kept here. Its
+time is that of one run a seed; ours is the median of five after a warm-up.
 """
+
+from __future__ import annotations
 
 import argparse
 import ast
@@ -13,18 +16,20 @@ import contextlib
 import io
 import json
 import os
-import platform
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from harness import in_a_process, interleaved, median, peak_over_now, write_results
 
 from codeprior.clustering.kmeans import balanced_kmeans, cluster_means
 
 PUBLISHED_FUNCTIONS = {"mse", "balanced_k_means_clustering"}
+N_CODES, N_CLUSTERS = 16384, 128
+TARGET_RATIO = 1 / 50  # our time over that of the script, at most
+REPEATS = 5
 
 
 def published_function(script: Path) -> Callable[..., torch.Tensor]:
@@ -47,64 +52,81 @@ def synthetic_codebook(n_codes: int, seed: int) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def within_cluster_error(vectors: np.ndarray, labels: np.ndarray, n_clusters: int) -> float:
+def within_cluster_error(vectors: np.ndarray, labels: np.ndarray) -> float:
     """IAR's own figure: the squared error to the cluster's mean, averaged over dimensions, summed over codes."""
     vectors = vectors.astype(np.float64)
-    means = cluster_means(vectors, labels, n_clusters)
+    means = cluster_means(vectors, labels, N_CLUSTERS)
     return float(np.square(vectors - means[labels]).mean(axis=1).sum())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("script", type=Path, help="balance_k_means.py of a checkout of sjtuplayer/IAR")
-    parser.add_argument("--n-codes", type=int, default=16384)
-    parser.add_argument("--n-clusters", type=int, default=128)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--json", type=Path, help="write the rows to this file too")
-    args = parser.parse_args()
+def measure(seed: int, original: Path | None) -> dict[str, Any]:
+    """Run both from the same codes; the figures of one row."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    vectors = synthetic_codebook(N_CODES, seed)
+    torch.manual_seed(seed)
+    init = torch.randperm(N_CODES)[:N_CLUSTERS].numpy()
+    balanced_kmeans(vectors[:1024], 8)  # compiles what is not
+    peak = peak_over_now(lambda: balanced_kmeans(vectors, N_CLUSTERS, init=init))
+    labels = balanced_kmeans(vectors, N_CLUSTERS, init=init)
+    times = interleaved({"ours": lambda: balanced_kmeans(vectors, N_CLUSTERS, init=init)}, REPEATS)
+    row: dict[str, Any] = {
+        "name": f"seed-{seed}",
+        "n_codes": N_CODES,
+        "n_clusters": N_CLUSTERS,
+        "time_s": median(times["ours"]),
+        "times_s": times["ours"],
+        "cpu_s": median(times["ours cpu"]),
+        "peak_bytes": peak,
+        "error": round(within_cluster_error(vectors, labels), 4),
+        "target_ratio": TARGET_RATIO,
+    }
+    if original is None:
+        return row
+    published = published_function(original / "balance_k_means.py")
+    found: list[np.ndarray] = []
+    printed = io.StringIO()
 
-    torch.set_num_threads(args.threads)
-    published = published_function(args.script)
-    balanced_kmeans(synthetic_codebook(256, 0), 8, seed=0)  # compiles
+    def run_published() -> None:
+        torch.manual_seed(seed)  # it draws the same permutation
+        with contextlib.redirect_stdout(printed):
+            found.append(published(torch.from_numpy(vectors), N_CLUSTERS).numpy())
+
+    reference = interleaved({"reference": run_published}, 1)
+    return row | {
+        "reference": "IAR's script",
+        "reference_s": reference["reference"][0],
+        "reference_cpu_s": reference["reference cpu"][0],
+        "reference_iterations": printed.getvalue().count("Iteration"),
+        "reference_error": round(within_cluster_error(vectors, found[0]), 4),
+        "ratio": round(row["time_s"] / reference["reference"][0], 5),
+        "cpu_ratio": round(row["cpu_s"] / reference["reference cpu"][0], 5),
+    }
+
+
+COLUMNS = ("name", "time_s", "reference_s", "ratio", "target_ratio", "error", "reference_error")
+
+
+def show(row: dict[str, Any]) -> None:
+    print("".join(f"{row.get(column, '-'):>16}" for column in COLUMNS), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--original", type=Path, help="a checkout of sjtuplayer/IAR, to measure its script beside ours")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure is not None:
+        print(json.dumps(measure(options.measure, options.original)))
+        return
+    show({column: column for column in COLUMNS})
+    given = ["--original", str(options.original)] if options.original else []
     rows = []
-    print(f"{'seed':>4} {'published s':>12} {'ours s':>8} {'ratio':>7} {'published error':>16} {'our error':>10}")
-    for seed in range(args.seeds):
-        vectors = synthetic_codebook(args.n_codes, seed)
-        torch.manual_seed(seed)
-        init = torch.randperm(args.n_codes)[: args.n_clusters].numpy()
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            labels = balanced_kmeans(vectors, args.n_clusters, init=init, n_threads=args.threads)
-            times.append(time.perf_counter() - start)
-        torch.manual_seed(seed)  # the published function draws the same permutation
-        start = time.perf_counter()
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            published_labels = published(torch.from_numpy(vectors), args.n_clusters).numpy()
-        published_time_s = time.perf_counter() - start
-        row = {
-            "seed": seed,
-            "n_codes": args.n_codes,
-            "n_clusters": args.n_clusters,
-            "threads": args.threads,
-            "published_time_s": published_time_s,
-            "published_iterations": printed.getvalue().count("Iteration"),
-            "time_s": statistics.median(times),
-            "ratio": published_time_s / statistics.median(times),
-            "published_error": within_cluster_error(vectors, published_labels, args.n_clusters),
-            "error": within_cluster_error(vectors, labels, args.n_clusters),
-        }
-        rows.append(row)
-        print(
-            f"{seed:>4} {row['published_time_s']:>12.1f} {row['time_s']:>8.3f} {row['ratio']:>7.0f} "
-            f"{row['published_error']:>16.3f} {row['error']:>10.3f}",
-            flush=True,
-        )
-    if args.json:
-        machine = {"processor": platform.processor() or platform.machine(), "python": platform.python_version()}
-        document = {"machine": machine, "torch": torch.__version__, "rows": rows}
-        args.json.write_text(json.dumps(document, indent=2) + "\n")
+    for seed in range(options.seeds):
+        rows.append(in_a_process(__file__, "--measure", str(seed), *given))
+        show(rows[-1])
+    if options.original:
+        print(write_results("balanced_kmeans", "python benchmarks/bench_balanced_kmeans.py --original IAR", rows))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+from codeprior.errors import InputError
 
 
 def available_threads() -> int:
@@ -10,3 +13,46 @@ def available_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def available_bytes() -> int | None:
+    """Memory that this process may still take, or None if the system does not say."""
+    found = [_free_of_machine(), _free_of_group()]
+    return min((free for free in found if free is not None), default=None)
+
+
+def require_memory(needed_bytes: int, what: str) -> None:
+    """Refuse work that would not fit, before the system ends the process for it.
+
+    Raises
+    ------
+    InputError
+        If more is needed than available; `what` is its subject, as in "this takes 8 GB".
+    """
+    free = available_bytes()
+    if free is not None and needed_bytes > free:
+        raise InputError(f"{what} takes {needed_bytes / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free")
+
+
+def _free_of_machine() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _free_of_group() -> int | None:
+    """What a container or a batch system leaves: the limit of the process's control group, less what it uses."""
+    second = Path("/sys/fs/cgroup")
+    first = second / "memory"
+    versions = [
+        (second / "memory.max", second / "memory.current"),
+        (first / "memory.limit_in_bytes", first / "memory.usage_in_bytes"),
+    ]
+    for limit, used in versions:
+        try:
+            return int(limit.read_text()) - int(used.read_text())
+        except (OSError, ValueError):  # no such group, or no limit
+            continue
+    return None

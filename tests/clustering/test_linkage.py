@@ -237,10 +237,12 @@ def test_strict_bound_is_never_exceeded():
 
 def test_progress_ends_at_the_merges_wanted():
     seen = []
-    average_linkage(clouds("uniform", 300, 3), 20, progress=lambda made, wanted: seen.append((made, wanted)))
-    assert seen[0] == (0, 280)
-    assert seen[-1] == (280, 280)
-    assert seen == sorted(seen)
+    average_linkage(clouds("uniform", 300, 3), 20, progress=lambda *told: seen.append(told))
+    assert seen[-1] == ("merges", 280, 280)
+    assert {work for work, _, _ in seen} == {"distances", "merges"}
+    for work in ("distances", "merges"):
+        steps = [(done, total) for told, done, total in seen if told == work]
+        assert steps == sorted(steps)
 
 
 @pytest.mark.parametrize(

@@ -13,18 +13,22 @@ from scipy.cluster import hierarchy
 
 import naive
 from codeprior.clustering import _torch
+from codeprior.clustering._torch_clusters import Groups, distances
+from codeprior.clustering._torch_list import near_points
+from codeprior.clustering._torch_matrix import rounds_to_most
+from codeprior.clustering._torch_plan import Plan
 from codeprior.clustering.linkage import average_linkage
 from codeprior.errors import InputError
 
 CPU = torch.device("cpu")
 # The sizes at which the work changes hands, set so that small codebooks take every way.
 PLANS = {
-    "matrix, then chain": _torch._Plan(matrix_most=8192, chain_at=8),
-    "matrix": _torch._Plan(matrix_most=8192, chain_at=0, chain_most=0),
-    "chain": _torch._Plan(matrix_most=8192),
-    "list": _torch._Plan(matrix_most=0, neighbours=3.0, block=1 << 12),
-    "list, then matrix": _torch._Plan(matrix_most=20, chain_at=0, chain_most=0, neighbours=2.0, block=1 << 12),
-    "short list": _torch._Plan(matrix_most=0, neighbours=16.0, block=1 << 11, listed_most=20),
+    "matrix, then CPU": Plan(matrix_most=8192, cpu_at=8),
+    "matrix": Plan(matrix_most=8192, cpu_at=0, cpu_most=0),
+    "CPU": Plan(matrix_most=8192),
+    "list": Plan(matrix_most=0, neighbours=3.0, block=1 << 12),
+    "list, then matrix": Plan(matrix_most=20, cpu_at=0, cpu_most=0, neighbours=2.0, block=1 << 12),
+    "short list": Plan(matrix_most=0, neighbours=16.0, block=1 << 11, listed_most=20),
 }
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -38,7 +42,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def linkage(vectors, n_clusters=1, weights=None, max_cluster_size=None, strict=False, plan="matrix, then chain"):
+def linkage(vectors, n_clusters=1, weights=None, max_cluster_size=None, strict=False, plan="matrix, then CPU"):
     return _torch._linkage(vectors, n_clusters, weights, max_cluster_size, strict, CPU, PLANS[plan])
 
 
@@ -115,7 +119,7 @@ def test_tree_is_that_of_the_cpu_path_where_nothing_ties(plan, seed):
         np.testing.assert_allclose(ours[:, 2], expected[:, 2], rtol=1e-11)
 
 
-@pytest.mark.parametrize("plan", ["matrix, then chain", "chain", "list, then matrix"])
+@pytest.mark.parametrize("plan", ["matrix, then CPU", "CPU", "list, then matrix"])
 @pytest.mark.parametrize("dim", [8, 64])
 @pytest.mark.parametrize("kind", ["clustered", "uniform", "sphere", "far from the origin"])
 def test_tree_is_that_of_scipy(plan, dim, kind):
@@ -190,14 +194,14 @@ def test_no_near_pair_of_points_is_overlooked(precision, offset):
     x = torch.as_tensor(blobs(300, 16, seed=0) + np.float32(offset)).double()
     x /= 2.0 ** math.ceil(math.log2(float(x.abs().max())))
     order = torch.arange(len(x))
-    groups = _torch._Groups(x, order, torch.arange(len(x) + 1), order, torch.ones(len(x)).double())
+    groups = Groups(x, order, torch.arange(len(x) + 1), order, torch.ones(len(x)).double())
     distance = torch.as_tensor(naive.instance_distances(x.numpy()))
     height = float(distance.flatten().kthvalue(5000).values)
     expected = {(int(i), int(j)) for i, j in (distance <= height).nonzero() if i < j}
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
-        blocks = list(_torch._near_points(groups, torch.ones(len(x)), 0, height, 4096))
+        blocks = list(near_points(groups, torch.ones(len(x)), 0, height, 4096))
     finally:
         torch.set_float32_matmul_precision(before)
     found = [tuple(pair) for pair in torch.cat(blocks, dim=1).T.tolist()]
@@ -212,13 +216,13 @@ def test_distances_have_twelve_digits_whatever_their_size(dim, offset):
     x = rng.normal(size=(50, dim))
     x[25:] = x[:25] * (1 + 10.0 ** -rng.uniform(1, 9, size=(25, 1)))
     x = (x + offset) / 2048
-    ours = _torch._distances(torch.as_tensor(x), torch.as_tensor(x)).numpy()
+    ours = distances(torch.as_tensor(x), torch.as_tensor(x)).numpy()
     np.testing.assert_allclose(ours, naive.instance_distances(x), rtol=1e-12, atol=0)
 
 
 def test_largest_number_that_rounds_to_a_height():
     height = naive.tie_rounded(np.random.default_rng(0).lognormal(sigma=20, size=2000))
-    most = _torch._rounds_to_most(torch.as_tensor(height)).numpy()
+    most = rounds_to_most(torch.as_tensor(height)).numpy()
     assert np.array_equal(naive.tie_rounded(most), height)
     assert (naive.tie_rounded(np.nextafter(most, np.inf)) > height).all()
 
@@ -240,7 +244,7 @@ def test_too_little_memory_is_one_sentence(monkeypatch):
         raise torch.cuda.OutOfMemoryError
 
     monkeypatch.setattr(_torch, "_linkage", full)
-    monkeypatch.setattr(_torch, "_free_bytes", lambda _: 3 * 2**30)
+    monkeypatch.setattr(_torch, "free_bytes", lambda _: 3 * 2**30)
     with pytest.raises(InputError, match=r"too little memory for 10 codes of dimension 2: 3\.0 GiB are free"):
         _torch.average_linkage_torch(blobs(10, 2, seed=0), device="cpu")
 
@@ -293,6 +297,6 @@ def test_two_gpu_runs_are_equal_to_the_last_bit():
 def test_matrix_and_list_agree_on_65536_codes():
     vectors = blobs(65_536, 8, seed=6)
     ours = average_linkage(vectors, 32_768, device="cuda")
-    by_list = _torch._Plan(matrix_most=0, block=1 << 26)
+    by_list = Plan(matrix_most=0, block=1 << 26)
     listed = _torch._linkage(vectors, 32_768, None, None, False, torch.device("cuda"), by_list)
     assert np.array_equal(ours[:, [0, 1, 3]], listed[:, [0, 1, 3]])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.cluster import hierarchy
 
 import naive
-from codeprior.clustering import methods
+from codeprior import machine
 from codeprior.clustering.kmeans import balanced_kmeans, centroid_free_kmeans, kmeans
 from codeprior.clustering.methods import METHODS, cluster, live_codes, resolve_n_clusters
 from codeprior.errors import InputError
@@ -207,9 +207,9 @@ def test_what_a_method_does_not_take_is_refused_with_those_that_do():
 
 
 def test_what_does_not_fit_in_memory_is_said_before_it_is_tried(monkeypatch):
-    monkeypatch.setattr(methods, "_memory_bytes", lambda: 90_000)
+    monkeypatch.setattr(machine, "available_bytes", lambda: 45_000)
     x = np.random.default_rng(0).normal(size=(108, 3))
-    with pytest.raises(InputError, match=r"'ward' holds every distance between 108 codes, .* 'dcpe' needs little"):
+    with pytest.raises(InputError, match=r"'ward' linkage holds every distance between 108 codes and takes 0.0 GB"):
         cluster(x, 2, method="ward")
     assert cluster(x[:100], 2, method="ward").n_clusters == 2
 

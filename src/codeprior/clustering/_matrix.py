@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,7 +73,6 @@ def merge_by_matrix(
     log: MergeLog,
     rule: SizeRule,
     pool: RowPool,
-    report: Callable[[], None],
 ) -> None:
     """Merge until nothing wanted is left. `sums` (n, n) holds w_i w_j D(i, j) and is overwritten.
 
@@ -103,7 +101,6 @@ def merge_by_matrix(
         low = np.flatnonzero(partner > np.arange(n))
         high = partner[low]
         log.add(clusters.representatives[low], clusters.representatives[high], distance[low])
-        report()
         merged = partner >= 0
         outdated = merged.copy()
         outdated[nearest >= 0] |= merged[nearest[nearest >= 0]]
@@ -147,4 +144,3 @@ def merge_by_matrix(
     # Rounding apart, heights do not fall.
     heights = np.maximum.accumulate(heights[:made])
     log.add(clusters.representatives[low[:made]], clusters.representatives[high[:made]], heights)
-    report()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 
 import numpy as np
 
 from . import _kernels
+
+Progress = Callable[[str, int, int], None]
 
 
 class MergeLog:
@@ -16,8 +19,9 @@ class MergeLog:
     algorithm does, one merge after the other.
     """
 
-    def __init__(self, n_codes: int, n_clusters: int) -> None:
+    def __init__(self, n_codes: int, n_clusters: int, progress: Progress | None = None) -> None:
         self.n_codes = n_codes
+        self._progress = progress
         self.wanted = n_codes - n_clusters
         self.made = 0
         self._low = np.empty(n_codes - 1, dtype=np.int64)
@@ -38,6 +42,12 @@ class MergeLog:
         self._heights[self.made : stop] = heights
         self._height_of[low] = heights
         self.made = stop
+        self.tell("merges", min(self.made, self.wanted), self.wanted)
+
+    def tell(self, work: str, done: int, total: int) -> None:
+        """Say how far it is to whoever wants to know."""
+        if self._progress is not None:
+            self._progress(work, done, total)
 
     def bound(self) -> float:
         """Return the height above which no merge can be among those wanted; infinite until enough are known."""

@@ -8,8 +8,8 @@ nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -21,10 +21,11 @@ from ._members import Members
 from ._merges import MergeLog
 from ._parallel import RowPool
 from ._sums import padded
+from ._vectors import WIDTH
 
 NEIGHBOURS = 96  # near codes of a code, on average; the reach follows from it
-SAMPLE = 1 << 20  # distances that the reach is estimated from
-ROWS, COLUMNS = 256, 2048  # of the products made at a time: what the cache holds
+SAMPLE = 1 << 18  # distances that the reach is estimated from
+ROWS, COLUMNS = 512, 512  # of the products made at a time: what the cache holds
 ROWS_PER_CALL = 256
 # Merging begins with the nearest: what is known beyond the present limit spares distances that do not matter yet.
 STAGES = (1 / 16, 1 / 4, 1 / 2)  # of the pairs, by distance
@@ -37,16 +38,15 @@ def merge_near(
     log: MergeLog,
     rule: SizeRule,
     pool: RowPool,
-    report: Callable[[], None],
 ) -> tuple[Members, Clusters] | None:
     """Merge single points up to the reach and return what is left; None if nothing wanted is left to do."""
     points, instance_weights = padded(members.points), members.weights
-    pairs = _near_pairs(points, pool)
+    pairs = _near_pairs(points, pool, log)
     if pairs is None:
         return members, clusters
     graph, used = _Graph.of_pairs(pairs, instance_weights), None
     order, bounds = np.arange(len(points)), members.bounds
-    stages = np.quantile(pairs.at_least, STAGES).tolist()
+    stages = np.quantile(pairs.at_least[:: 1 + len(pairs.at_least) // SAMPLE], STAGES).tolist()
     if log.wanted < log.n_codes - 1:  # a cut may lie within reach; what is left of a complete tree is for the matrix
         stages.append(pairs.reach)
     while stages:
@@ -61,7 +61,6 @@ def merge_near(
         low = np.flatnonzero(partner > np.arange(len(clusters)))
         high = partner[low]
         log.add(clusters.representatives[low], clusters.representatives[high], heights[low])
-        report()
         merged = clusters.merged(low, high)
         keep = rule.may_merge(merged.sizes)
         keep[high] = False
@@ -150,7 +149,7 @@ class _Graph:
         return new
 
 
-def _near_pairs(points: np.ndarray, pool: RowPool) -> _Pairs | None:
+def _near_pairs(points: np.ndarray, pool: RowPool, log: MergeLog) -> _Pairs | None:
     """Return the pairs within a reach that leaves some NEIGHBOURS to each point; None if no reach does."""
     n, dim = points.shape
     shifted = points - points.mean(axis=0, dtype=np.float64)
@@ -164,9 +163,9 @@ def _near_pairs(points: np.ndarray, pool: RowPool) -> _Pairs | None:
         # Coordinates are off by 2^-24 of them, products and the sums below by at most (dim + 8) 2^-24.
         error = (dim + 8) * 2.0**-22
         limit = (reach + 2.0**-22) ** 2 + error
-        halves = (squares / 2 - limit / 4).astype(np.float32)
+        halves = np.pad((squares / 2 - limit / 4).astype(np.float32), (0, WIDTH), constant_values=np.inf)
         found: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-        pool.run(_pairs_of_rows, n, ROWS, unit, halves, found)
+        pool.run(_pairs_of_rows, n, ROWS, unit, halves, found, tell=partial(log.tell, "near pairs"))
     low, high, excess = (np.concatenate([found[start][i] for start in sorted(found)]) for i in range(3))
     sqdist = limit - 2 * excess.astype(np.float64) - 2 * error
     at_least = (np.sqrt(np.maximum(sqdist, 0)) - 2.0**-22) * scale
@@ -196,16 +195,17 @@ def _pairs_of_rows(
     room = 2 * NEIGHBOURS * (stop - start)
     low, high = np.empty(room, dtype=np.int64), np.empty(room, dtype=np.int64)
     excess = np.empty(room, dtype=np.float32)
-    memory = np.empty((stop - start) * COLUMNS, dtype=np.float32)
+    memory = np.zeros((stop - start) * COLUMNS + WIDTH, dtype=np.float32)
     n_found = 0
     for column in range(start, len(unit), COLUMNS):
         others = unit[column : column + COLUMNS]
         products = memory[: (stop - start) * len(others)].reshape(stop - start, len(others))
         np.matmul(unit[start:stop], others.T, out=products)
-        n_now = kernels.near_in_products(products, start, column, halves, low, high, excess, n_found)
+        places = (memory, start, stop - start, column, len(others), halves)
+        n_now = kernels.near_in_products(*places, low, high, excess, n_found)
         if n_now > room:
             room = 2 * n_now
             low, high, excess = (np.resize(array, room) for array in (low, high, excess))
-            n_now = kernels.near_in_products(products, start, column, halves, low, high, excess, n_found)
+            n_now = kernels.near_in_products(*places, low, high, excess, n_found)
         n_found = n_now
     found[start] = (low[:n_found].copy(), high[:n_found].copy(), excess[:n_found].copy())

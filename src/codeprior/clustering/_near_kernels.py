@@ -5,34 +5,34 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._kernels import kernel, tie_rounded
+from ._kernels import kernel, lean_kernel, tie_rounded
 from ._sum_kernels import point_distance
+from ._vectors import WIDTH, large_products, lowest_bit
 
 
-@kernel
-def near_in_products(products, first_row, first_column, halves, low, high, excess, found):
+@lean_kernel
+def near_in_products(products, first_row, n_rows, first_column, n_columns, halves, low, high, excess, found):
     """Append the pairs i < j whose product exceeds ``halves[i] + halves[j]``, and by how much; return their number.
 
-    ``products[r, k]`` belongs to row ``first_row + r`` and column ``first_column + k``. Nothing is written past the end
-    of `low`, `high` and `excess`: the number returned tells what room there must be.
+    `products` begins with those of row ``first_row`` and the columns from ``first_column`` on; there and in `halves`
+    are WIDTH more than needed. Nothing is written past the end of `low`, `high` and `excess`: the number returned tells
+    what room there must be.
     """
-    n_columns = products.shape[1]
-    near = np.zeros((n_columns + 7) // 8 * 8, dtype=np.uint8)
-    eights = near.view(np.uint64)  # most of which hold nothing near
-    for r in range(len(products)):
+    for r in range(n_rows):
         i = first_row + r
-        row = products[r]
-        for k in range(n_columns):
-            near[k] = row[k] - halves[first_column + k] >= halves[i]
-        for eight in range(max(0, i + 1 - first_column) // 8, len(eights)):
-            if eights[eight]:
-                for k in range(8 * eight, 8 * eight + 8):
-                    if near[k] and first_column + k > i:
-                        if found < len(low):
-                            low[found] = i
-                            high[found] = first_column + k
-                            excess[found] = (row[k] - halves[first_column + k]) - halves[i]
-                        found += 1
+        for k in range(max(0, i + 1 - first_column) // WIDTH * WIDTH, n_columns, WIDTH):
+            bits = large_products(products, r * n_columns + k, halves, first_column + k, halves[i])
+            while bits:
+                lane = lowest_bit(bits)
+                bits &= bits - np.uint64(1)
+                column = k + lane
+                j = first_column + column
+                if column < n_columns and j > i:
+                    if found < len(low):
+                        low[found] = i
+                        high[found] = j
+                        excess[found] = (products[r * n_columns + column] - halves[j]) - halves[i]
+                    found += 1
     return found
 
 

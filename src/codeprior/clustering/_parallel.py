@@ -15,6 +15,8 @@ from typing import Any
 from codeprior.errors import InputError
 from codeprior.machine import available_threads
 
+Tell = Callable[[int, int], None]
+
 
 class RowPool:
     """Run ``kernel(start, stop, *args)`` over consecutive ranges of rows; no two ranges share one.
@@ -36,21 +38,33 @@ class RowPool:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def run(self, kernel: Callable[..., Any], n_rows: int, chunk: int, *args: Any) -> None:
-        """Call `kernel` on ranges of at most `chunk` rows and return when all of them are done."""
+    def run(
+        self,
+        kernel: Callable[..., Any],
+        n_rows: int,
+        chunk: int,
+        *args: Any,
+        tell: Tell | None = None,
+    ) -> None:
+        """Call `kernel` on ranges of at most `chunk` rows and return when all of them are done.
+
+        `tell` is called with (rows done or under way, rows) now and then, by this thread.
+        """
         starts = deque(range(0, n_rows, max(1, chunk)))
 
-        def work() -> None:
-            while starts:
+        def work(tell: Tell | None = None) -> None:
+            while True:
                 try:
                     start = starts.popleft()
-                except IndexError:  # another thread was faster
+                except IndexError:
                     return
                 kernel(start, min(start + chunk, n_rows), *args)
+                if tell is not None:
+                    tell(min(start + chunk, n_rows), n_rows)
 
         helpers = [self._pool.submit(work) for _ in range(min(self.n_threads, len(starts)) - 1)] if self._pool else []
         try:
-            work()
+            work(tell)
         finally:
             starts.clear()  # where a call failed or was interrupted, the others stop at their next one
             for helper in helpers:

@@ -8,8 +8,6 @@ parts, so lists survive merges as lower bounds, and most clusters never search a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from . import _kernels
@@ -26,7 +24,6 @@ def merge_by_search(
     log: MergeLog,
     rule: SizeRule,
     pool: RowPool,
-    report: Callable[[], None],
     stop_below: int,
     prunes: bool,
 ) -> tuple[Members, Clusters] | None:
@@ -54,7 +51,6 @@ def merge_by_search(
         kept, gone = np.where(swap, gone, kept), np.where(swap, kept, gone)
         a, b = slots.representative[kept], slots.representative[gone]
         log.add(np.minimum(a, b), np.maximum(a, b), near.distance[kept])
-        report()
         forest.merge(kept, gone)
         stale = (partner >= 0) | ((near.nearest >= 0) & (partner[near.nearest] >= 0))
         full = kept[~rule.may_merge(slots.codes[kept])]

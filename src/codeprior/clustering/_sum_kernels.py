@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from ._kernels import kernel, lean_kernel, part
-from ._vectors import sum_distances
+from ._vectors import LANES, sum_distances, sum_roots
 
 BLOCK = 128  # points in a block, side by side for vector instructions
 TERMS = 8  # dimensions summed in one go; points are padded with zeros to a multiple of it where that is said
@@ -113,9 +113,9 @@ def _block_totals(b, a, blocks, values, weights, bounds, total):
 
 
 @lean_kernel
-def cluster_totals(start, stop, a, blocks, values, weights, bounds, total):
-    """Fill ``total[b]``, b from `start` to `stop`, with the weighted sums of distances of cluster a to those points."""
-    for b in range(start, stop):
+def cluster_totals(start, stop, first, a, blocks, values, weights, bounds, total):
+    """Fill ``total[b]``, b a block of the range counted from `first`, with the sums of distances of cluster a."""
+    for b in range(first + start, first + stop):
         _block_totals(b, a, blocks, values, weights, bounds, total[b])
 
 
@@ -147,24 +147,17 @@ def point_distance(points, i, j):
 def add_products(products, rows, clusters, columns, points, squares, weights, bounds, out):
     """Add to ``out[b, a]`` the weighted distances between the points `rows` and those of each cluster in `columns`.
 
-    `rows` and `columns` are ranges (start, stop), of points and of clusters; ``products[j, i]`` is x_j y_i for the
-    points j of those clusters; ``clusters[i]`` says where in a row of `out` the sum for point i goes. `squares` are the
-    points' squared lengths. Where |x|^2 + |y|^2 - 2 x y cancels, a sum is taken from differences: what is left has 46
-    correct bits.
+    `rows` and `columns` are ranges (start, stop), of points and of clusters; `products` holds x_j y_i for the points j
+    of those clusters and all i, flat; ``clusters[i]`` says where in a row of `out` the sum for point i goes; `squares`
+    are the points' squared lengths. Products and squares have LANES more than needed. Where |x|^2 + |y|^2 - 2 x y
+    cancels, a sum is taken from differences: what is left has 46 correct bits.
     """
     n_rows = rows[1] - rows[0]
-    lengths = squares[rows[0] : rows[1]]
-    total = np.empty(n_rows)
+    total = np.empty(n_rows + LANES)
     first = bounds[columns[0]]
     for b in range(columns[0], columns[1]):
-        total[:] = 0.0
-        for j in range(bounds[b], bounds[b + 1]):
-            row = products[j - first]
-            length, weight = squares[j], weights[j]
-            for i in range(n_rows):
-                both = length + lengths[i]
-                sqdist = both - 2.0 * row[i]
-                total[i] += weight * np.sqrt(sqdist if sqdist >= both * 0.0625 else np.nan)
+        n_others = bounds[b + 1] - bounds[b]
+        sum_roots(products, (bounds[b] - first) * n_rows, n_rows, squares, rows[0], n_others, bounds[b], weights, total)
         sums = out[b - columns[0]]
         for i in range(n_rows):
             if np.isnan(total[i]):

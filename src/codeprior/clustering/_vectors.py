@@ -68,6 +68,23 @@ def near_boxes(typing, low, high, node, query, threshold, sqdist):
 
 
 @intrinsic
+def large_products(typing, products, start, offsets, first, threshold):
+    """Return which of WIDTH float32 products, less an offset each, are at least `threshold`, as bits.
+
+    They are at ``start`` of the flat array `products`, their offsets at `first`.
+    """
+    signature = types.uint64(products, types.intp, offsets, types.intp, types.float32)
+
+    def generate(context, builder, signature, arguments):
+        products, start, offsets, first, threshold = _arrays(context, builder, signature, arguments)
+        values = _load(builder, builder.gep(products.data, [start]), _FLOATS)
+        values = builder.fsub(values, _load(builder, builder.gep(offsets.data, [first]), _FLOATS))
+        return _bits(builder, builder.fcmp_ordered(">=", values, _spread(builder, threshold, _FLOATS)))
+
+    return signature, generate
+
+
+@intrinsic
 def lowest_bit(typing, bits):
     """Return the place of the lowest bit that is set; some is."""
 
@@ -108,6 +125,43 @@ def sum_distances(typing, points, start, stride, n_lanes, others, place, n_other
 
                 distance = _call(builder, "sqrt", _sum_of_squares(builder, dim, _DOUBLES, difference))
                 weight = _element(builder, weights, builder.add(first, loop.index), _DOUBLES)
+                builder.store(_call(builder, "fma", weight, distance, builder.load(total)), total)
+            _store(builder, builder.load(total), builder.gep(sums.data, [lane]))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def sum_roots(typing, products, start, n_lanes, lengths, first, n_others, other, weights, sums):
+    """Fill `sums` with the weighted sums of the distances of some points to some others, from their products.
+
+    All arrays are flat, in float64. The product of point i and other j is at ``start + j * n_lanes + i``; their squared
+    lengths are at ``first + i`` and ``other + j``, the others' weights at ``other + j``. A sum is not a number where
+    the squared distance is less than a sixteenth of both lengths: there it has lost digits. Points are taken LANES at a
+    time, as in `sum_distances`.
+    """
+    index = types.intp
+    signature = types.void(products, index, index, lengths, index, index, index, weights, sums)
+
+    def generate(context, builder, signature, arguments):
+        products, start, n_lanes, lengths, first, n_others, other, weights, sums = _arrays(
+            context, builder, signature, arguments
+        )
+        zero, step = ir.Constant(_INDEX, 0), ir.Constant(_INDEX, LANES)
+        with cgutils.for_range_slice(builder, zero, n_lanes, step, inc=True) as (lane, _):
+            total = cgutils.alloca_once_value(builder, _all(0.0, _DOUBLES))
+            length = _load(builder, builder.gep(lengths.data, [builder.add(first, lane)]), _DOUBLES)
+            with cgutils.for_range(builder, n_others) as loop:
+                at = builder.add(builder.add(start, lane), builder.mul(loop.index, n_lanes))
+                product = _load(builder, builder.gep(products.data, [at]), _DOUBLES)
+                j = builder.add(other, loop.index)
+                both = builder.fadd(length, _element(builder, lengths, j, _DOUBLES))
+                sqdist = _call(builder, "fma", product, _all(-2.0, _DOUBLES), both)
+                enough = builder.fcmp_ordered(">=", sqdist, builder.fmul(both, _all(0.0625, _DOUBLES)))
+                sqdist = builder.select(enough, sqdist, _all(float("nan"), _DOUBLES))
+                weight = _element(builder, weights, j, _DOUBLES)
+                distance = _call(builder, "sqrt", sqdist)
                 builder.store(_call(builder, "fma", weight, distance, builder.load(total)), total)
             _store(builder, builder.load(total), builder.gep(sums.data, [lane]))
         return context.get_dummy_value()
@@ -159,8 +213,12 @@ def _sum_of_squares(builder, n_terms, vector, term):
 def _near(builder, values, threshold, out):
     """Write `values` to `out`; return the bits of the lanes that do not exceed `threshold`."""
     _store(builder, values, out.data)
-    near = builder.fcmp_ordered("<=", values, _spread(builder, threshold, values.type))
-    return builder.zext(builder.bitcast(near, ir.IntType(WIDTH)), _INDEX)
+    return _bits(builder, builder.fcmp_ordered("<=", values, _spread(builder, threshold, values.type)))
+
+
+def _bits(builder, truths):
+    """Return WIDTH truth values as bits of one number."""
+    return builder.zext(builder.bitcast(truths, ir.IntType(WIDTH)), _INDEX)
 
 
 def _larger(builder, x, y):

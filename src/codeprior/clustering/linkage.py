@@ -7,11 +7,12 @@ from collections.abc import Callable
 import numpy as np
 
 from codeprior.errors import InputError
+from codeprior.machine import require_memory
 
 from ._duplicates import merge_duplicates
-from ._matrix import SizeRule, merge_by_matrix, singletons
+from ._matrix import Clusters, SizeRule, merge_by_matrix, singletons
 from ._members import Members
-from ._merges import MergeLog
+from ._merges import MergeLog, Progress
 from ._near import merge_near
 from ._parallel import RowPool
 from ._search import merge_by_search
@@ -28,7 +29,6 @@ LARGEST_MATRIX = 20480
 NEAR_ABOVE = 2048
 
 Metric = str | Callable[[np.ndarray, np.ndarray], np.ndarray]
-Progress = Callable[[int, int], None]
 
 
 def average_linkage(
@@ -64,8 +64,7 @@ def average_linkage(
     n_threads : int, optional
         Threads of the CPU path; by default one for each core that the process may use.
     progress : callable, optional
-        Called with (merges made, merges wanted) now and then. While rounds are under way more merges may be made than
-        wanted.
+        Called with (what is done, how much so far, how much in all) now and then: "near pairs", "distances", "merges".
 
     Returns
     -------
@@ -96,11 +95,8 @@ def average_linkage(
     .. [2] Müllner, Modern hierarchical, agglomerative clustering algorithms, 2011, arXiv:1109.2378.
     """
     n_codes = len(vectors)
-    if metric == "precomputed":
-        vectors = _check_distance_matrix(vectors)
-    elif metric == "euclidean" or callable(metric):
-        vectors = check_vectors(vectors)
-    else:
+    vectors = check_vectors(vectors)
+    if not (callable(metric) or metric in ("euclidean", "precomputed")):
         raise InputError(f"metric must be 'euclidean', 'precomputed' or a callable, got {metric!r}")
     if not 1 <= n_clusters <= n_codes:
         raise InputError(f"n_clusters must be between 1 and {n_codes} (the codebook size), got {n_clusters}")
@@ -113,50 +109,63 @@ def average_linkage(
         from ._torch import average_linkage_torch
 
         return average_linkage_torch(
-            vectors, n_clusters, weights=weights, max_cluster_size=max_cluster_size, strict=strict, device=device
+            vectors,
+            n_clusters,
+            weights=weights,
+            max_cluster_size=max_cluster_size,
+            strict=strict,
+            device=device,
+            progress=progress,
         )
     bound = max_cluster_size or 0
     rule = SizeRule(at_most=bound) if strict else SizeRule(frozen_above=bound)
-    log = MergeLog(n_codes, n_clusters)
-
-    def report() -> None:
-        if progress is not None:
-            progress(min(log.made, log.wanted), log.wanted)
-
-    report()
+    log = MergeLog(n_codes, n_clusters, progress)
     if log.wanted == 0:
         return log.linkage()
     with RowPool(n_threads) as pool:
         if isinstance(metric, str) and metric == "euclidean":
             clusters = merge_duplicates(vectors, weights, rule, log).allowed(rule)
-            points = np.ascontiguousarray(vectors[clusters.representatives])
-            members = Members(points, clusters.weights, np.arange(len(points) + 1))
-            prunes = vectors.shape[1] <= TREE_DIMENSIONS
-            stop_below = MATRIX_CLUSTERS if prunes else LARGEST_MATRIX
-            if not prunes and len(clusters) > NEAR_ABOVE:
-                left = merge_near(members, clusters, log, rule, pool, report)
-                if left is None:
-                    return log.linkage()
-                members, clusters = left
-            if len(clusters) > stop_below:
-                left = merge_by_search(members, clusters, log, rule, pool, report, stop_below, prunes)
-                if left is None:
-                    return log.linkage()
-                members, clusters = left
-            sums = cluster_sums(members, pool, few_dimensions=prunes)
+            _merge_points(vectors, clusters, log, rule, pool)
         else:
             clusters = singletons(n_codes, weights)
-            distances = _distance_matrix(vectors, metric) if callable(metric) else vectors
-            sums = distances * (clusters.weights[:, None] * clusters.weights[None, :])
-        merge_by_matrix(sums, clusters, log, rule, pool, report)
+            sums = distance_matrix(vectors, metric)
+            if weights is not None:
+                sums *= weights[:, None]
+                sums *= weights
+            merge_by_matrix(sums, clusters, log, rule, pool)
     return log.linkage()
 
 
-def _distance_matrix(
+def _merge_points(vectors: np.ndarray, clusters: Clusters, log: MergeLog, rule: SizeRule, pool: RowPool) -> None:
+    """Merge clusters of equal vectors: by search while there are many, then on a matrix."""
+    points = np.ascontiguousarray(vectors[clusters.representatives])
+    left: tuple[Members, Clusters] | None
+    left = members, clusters = Members(points, clusters.weights, np.arange(len(points) + 1)), clusters
+    prunes = vectors.shape[1] <= TREE_DIMENSIONS
+    if not prunes and len(clusters) > NEAR_ABOVE:
+        left = merge_near(members, clusters, log, rule, pool)
+    stop_below = MATRIX_CLUSTERS if prunes else LARGEST_MATRIX
+    if left is not None and len(left[1]) > stop_below:
+        left = merge_by_search(*left, log, rule, pool, stop_below, prunes)
+    if left is not None:  # else nothing that is wanted is left to do
+        members, clusters = left
+        sums = cluster_sums(members, pool, log, few_dimensions=prunes)
+        merge_by_matrix(sums, clusters, log, rule, pool)
+
+
+def distance_matrix(vectors: np.ndarray, metric: Metric) -> np.ndarray:
+    """Return a new (V, V) float64 matrix of a caller's distances, checked; of a callable, asked for block by block."""
+    if callable(metric):
+        return _asked_distances(vectors, metric)
+    return _checked_distances(vectors)
+
+
+def _asked_distances(
     vectors: np.ndarray, metric: Callable[[np.ndarray, np.ndarray], np.ndarray], block: int = 1024
 ) -> np.ndarray:
     """Return the (V, V) float64 matrix of a caller's metric, asked for block by block above the diagonal."""
     n = len(vectors)
+    require_memory(8 * n * n, f"the matrix of distances between {n} codes")
     distances = np.empty((n, n))
     for i in range(0, n, block):
         for j in range(i, n, block):
@@ -167,20 +176,22 @@ def _distance_matrix(
             distances[i : i + block, j : j + block] = values
             distances[j : j + block, i : i + block] = values.T
     np.fill_diagonal(distances, 0.0)
-    return _check_distance_matrix(distances)
+    return _checked_distances(distances)
 
 
-def _check_distance_matrix(distances: np.ndarray) -> np.ndarray:
-    """Return the matrix as C-ordered float64 if it is square, symmetric, finite and not negative."""
+def _checked_distances(distances: np.ndarray) -> np.ndarray:
+    """Return a copy of the matrix, C-ordered float64, if it is square, symmetric, finite and not negative."""
     distances = np.asarray(distances)
     if distances.ndim != 2 or distances.shape[0] != distances.shape[1]:
         raise InputError(f"a distance matrix must be square, got shape {distances.shape}")
-    distances = check_vectors(distances, "distance matrix").astype(np.float64, copy=False)
+    check_vectors(distances, "distance matrix")
+    require_memory(8 * distances.size, f"the matrix of distances between {len(distances)} codes")
     if (distances < 0).any():
         raise InputError(f"distances must not be negative, got {distances.min()}")
-    if not np.array_equal(distances, distances.T):
-        worst = float(np.abs(distances - distances.T).max())
-        if worst > 1e-6 * float(distances.max()):
+    checked = np.array(distances, dtype=np.float64, order="C")
+    if not np.array_equal(checked, checked.T):
+        worst = float(np.abs(checked - checked.T).max())
+        if worst > 1e-6 * float(checked.max()):
             raise InputError(f"a distance matrix must be symmetric, entries differ from their mirror by up to {worst}")
-        distances = (distances + distances.T) / 2  # an exact half: the sum does not depend on its order
-    return distances
+        checked = (checked + checked.T) / 2  # an exact half: the sum does not depend on its order
+    return checked

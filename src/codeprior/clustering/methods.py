@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.cluster import hierarchy
-from scipy.spatial.distance import squareform
 
+from codeprior.clustering.agglomerative import agglomerative_linkage
 from codeprior.clustering.cut import cut
 from codeprior.clustering.distance import check_vectors, check_weights
 from codeprior.clustering.kmeans import (
@@ -18,13 +16,7 @@ from codeprior.clustering.kmeans import (
     kmeans,
     nearest_clusters,
 )
-from codeprior.clustering.linkage import (
-    Metric,
-    Progress,
-    _check_distance_matrix,
-    _distance_matrix,
-    average_linkage,
-)
+from codeprior.clustering.linkage import Metric, Progress, average_linkage
 from codeprior.errors import InputError
 
 
@@ -124,7 +116,7 @@ def cluster(
     device : str
         Where "dcpe" runs; every other method runs on the CPU.
     progress : callable, optional
-        Called with (merges made, merges wanted) now and then, by "dcpe" alone.
+        Called with (what is done, how much so far, how much in all) now and then, by the methods that make a tree.
 
     Returns
     -------
@@ -139,8 +131,8 @@ def cluster(
 
     Notes
     -----
-    "centroid", "ward" and "complete" are SciPy's and hold all distances twice: 2.1 GB for 16,384 codes. Heights of
-    centroid linkage may decrease; its merges are applied in the order in which they were made.
+    "centroid", "ward" and "complete" hold the distances of all pairs: 1.1 GB for 16,384 codes. Heights of centroid
+    linkage may decrease; its merges are applied in the order in which they were made.
     """
     vectors = check_vectors(vectors)
     n_codes = len(vectors)
@@ -174,7 +166,7 @@ def cluster(
             )
             n_clusters = max(n_clusters, n_live - len(Z))  # a size bound may end the merging early
         else:
-            Z = _scipy_linkage(rows, method, metric)
+            Z = agglomerative_linkage(rows, method, metric=metric, progress=progress)
             Z = Z if complete_tree else Z[: n_live - n_clusters]
         live_labels = cut(Z, n_live, n_clusters)
     elif method == "balanced-kmeans":
@@ -263,26 +255,6 @@ def _check_method(
         raise InputError(f"method {method!r} is Euclidean, got metric {metric!r}; these take any: {able('any_metric')}")
     if method == "kmeans++-weighted" and usage is None:
         raise InputError(f"method {method!r} weighs each code by its usage; pass usage, one count a code")
-
-
-def _scipy_linkage(rows: np.ndarray, method: str, metric: Metric) -> np.ndarray:
-    n_codes = len(rows)
-    if n_codes == 1:
-        return np.empty((0, 4))
-    needed_bytes = 8 * n_codes * (n_codes - 1)  # condensed distances, and the copy in which SciPy updates them
-    if needed_bytes > _memory_bytes():
-        raise InputError(
-            f"method {method!r} holds every distance between {n_codes} codes, {needed_bytes / 1e9:.0f} GB, and this "
-            f"machine has {_memory_bytes() / 1e9:.0f} GB; method 'dcpe' needs little memory"
-        )
-    if metric == "euclidean":
-        return hierarchy.linkage(rows.astype(np.float64), method)
-    distances = _distance_matrix(rows, metric) if callable(metric) else _check_distance_matrix(rows)
-    return hierarchy.linkage(squareform(distances, checks=False), method)
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _nearest_to_dead(
