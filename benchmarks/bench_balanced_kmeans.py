@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from harness import in_a_process, interleaved, median, peak_over_now, write_results
 
-from codeprior.clustering.kmeans import balanced_kmeans, cluster_means
+from codeprior.clustering.assignment import cluster_means
+from codeprior.clustering.balanced import balanced_kmeans
 
 PUBLISHED_FUNCTIONS = {"mse", "balanced_k_means_clustering"}
 N_CODES, N_CLUSTERS = 16384, 128

@@ -140,6 +140,23 @@ def test_comparison_shows_each_method_at_the_same_number(codebook_file):
     assert rows[0]["ari"] == 1.0
 
 
+def test_comparison_with_usage_shows_the_entropy_of_the_clusters_that_tokens_fall_into(codebook_file):
+    usage = np.arange(60) % 5
+    np.save(codebook_file.parent / "usage.npy", usage)
+    result, output = run(codebook_file, n_clusters=8, usage=codebook_file.parent / "usage.npy", compare=("kmeans",))
+    share = np.bincount(CodebookPrior.load(output).token_to_cluster, usage) / usage.sum()
+    assert result["comparison"][0]["entropy_nats"] == pytest.approx(-(share * np.log(share)).sum())
+    assert 0 < result["comparison"][1]["entropy_nats"] < np.log(8)
+
+
+def test_long_work_says_how_far_it_is(codebook_file, monkeypatch, capsys):
+    monkeypatch.setattr("codeprior.progress._SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setenv("CODEPRIOR_PROGRESS", "lines")
+    monkeypatch.setattr("codeprior.clustering._matrix.FINISH_BELOW", 1)
+    run(codebook_file)
+    assert "merges: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

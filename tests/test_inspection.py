@@ -37,6 +37,23 @@ def test_a_prior_shows_its_sizes_and_the_curve(folder):
     assert [row["n_clusters"] for row in result["curve"]] == [1, 2, 4, 8, 10, 16, 32]
 
 
+@pytest.mark.parametrize("method", ["ward", "complete", "centroid"])
+def test_the_curve_of_another_linkage_is_right_and_without_mean_distances(folder, method):
+    output = folder / f"{method}.safetensors"
+    extract(ExtractConfig(codebook=folder / "codebook.npy", method=method, n_clusters=10, output=output))
+    result = inspect(InspectConfig(paths=(output,), plot=folder / "plots"))
+    assert method in result["curve_without"]
+    for row in result["curve"]:
+        sizes = CodebookPrior.load(output).cut(row["n_clusters"]).sizes
+        assert row == {
+            "n_clusters": len(sizes),
+            "largest": sizes.max(),
+            "singletons": np.count_nonzero(sizes == 1),
+        }
+    assert (folder / "plots" / "curve.png").exists()
+    assert (folder / "plots" / "dendrogram.png").exists() == (method != "centroid")
+
+
 def test_priors_of_one_codebook_are_compared(folder):
     result = inspect(InspectConfig(paths=(folder / "dcpe.safetensors", folder / "kmeans.safetensors")))
     assert -1 < result["agreement"][0]["ari"] < 1

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from codeprior.artifact import digest_array, is_artifact, write_atomically
-from codeprior.clustering.curve import agreement, size_statistics, within_cluster_distance
-from codeprior.clustering.kmeans import balanced_order
+from codeprior.clustering.balanced import balanced_order
+from codeprior.clustering.curve import agreement, induced_entropy, size_statistics, within_cluster_distance
 from codeprior.clustering.methods import METHODS, cluster, resolve_n_clusters
 from codeprior.codebook import Codebook, read_counts
 from codeprior.config import ExtractConfig
 from codeprior.errors import InputError
 from codeprior.prior import CodebookPrior
+from codeprior.progress import Meter
 from codeprior.rearrangement import clusters_of, read_mapping, write_mapping
 
 REARRANGEMENT = "rearrangement"  # the method of a prior that was given as IAR's mapping
@@ -91,6 +92,7 @@ def _make(
     config: ExtractConfig, method: str, codebook: Codebook, usage: np.ndarray | None, parameters: dict[str, Any]
 ) -> CodebookPrior:
     bounded = METHODS[method].size_bound
+    meter = Meter()
     found = cluster(
         codebook.space,
         parameters["n_clusters"],
@@ -101,7 +103,9 @@ def _make(
         strict=config.strict,
         complete_tree=config.tree,
         device="cpu" if config.device == "auto" else config.device,  # seconds there, and torch need not be loaded
+        progress=meter,
     )
+    meter.close()
     return CodebookPrior(
         token_to_cluster=found.labels,
         codebook_digest=codebook.digest,
@@ -190,6 +194,7 @@ def _save_npy(path: Path, array: np.ndarray) -> None:
 def _compare(prior: CodebookPrior, other: CodebookPrior, codebook: Codebook) -> dict[str, Any]:
     """One row: how another method's clusters look beside the prior's."""
     sizes = size_statistics(other.token_to_cluster)
+    entropy = {} if other.usage is None else {"entropy_nats": induced_entropy(other.token_to_cluster, other.usage)}
     agreed = agreement(prior.token_to_cluster, other.token_to_cluster)
     return {
         "method": other.method,
@@ -197,6 +202,7 @@ def _compare(prior: CodebookPrior, other: CodebookPrior, codebook: Codebook) -> 
         "largest": sizes.largest,
         "singletons": sizes.singletons,
         "mean_distance_within": within_cluster_distance(codebook.space, other.token_to_cluster),
+        **entropy,
         "ari": agreed.ari,
         "nmi": agreed.nmi,
     }

@@ -130,15 +130,18 @@ def _curve_rows(prior: CodebookPrior) -> dict[str, Any]:
     if curve is None:
         return {}
     wanted = {prior.n_clusters, *(2**power for power in range(32))}
-    return {"curve": [curve.at(k) for k in sorted(wanted) if curve.n_clusters[0] <= k <= curve.n_clusters[-1]]}
+    rows = [curve.at(k) for k in sorted(wanted) if curve.n_clusters[0] <= k <= curve.n_clusters[-1]]
+    if curve.mean_distance is None:
+        return {"curve": rows, "curve_without": f"mean distances, which the heights of {prior.method} do not tell"}
+    return {"curve": rows}
 
 
 def _curve(prior: CodebookPrior) -> Curve | None:
-    """The curve over k, where the heights of the tree are mean distances."""
-    if prior.linkage is None or prior.method != "dcpe":
+    """The curve over k, of a prior with a tree; mean distances are known of average linkage alone."""
+    if prior.linkage is None:
         return None
     usage = None if prior.usage is None else prior.usage[prior.live]
-    return tree_curve(prior.linkage, int(prior.live.sum()), usage=usage)
+    return tree_curve(prior.linkage, int(prior.live.sum()), usage=usage, average=prior.method == "dcpe")
 
 
 def _agreement_rows(priors: dict[Path, CodebookPrior]) -> dict[str, Any]:

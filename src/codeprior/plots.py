@@ -218,17 +218,17 @@ def curves_over_k(
     Returns
     -------
     Figure
-        Mean distance within clusters, the largest cluster, clusters of a single code, and, if a curve has it, the
-        entropy of the induced distribution, over the number of clusters (logarithmic).
+        The largest cluster and clusters of a single code over the number of clusters (logarithmic), and, where a curve
+        has them, the mean distance within clusters and the entropy of the induced distribution.
     """
     _check_names(curves)
     panels = [
         ("mean_distance", "Mean distance within clusters", "distance"),
         ("largest", "Largest cluster", "codes"),
         ("singletons", "Clusters of a single code", "clusters"),
+        ("entropy_nats", "Entropy of the clusters' usage", "nats"),
     ]
-    if any(curve.entropy_nats is not None for curve in curves.values()):
-        panels.append(("entropy_nats", "Entropy of the clusters' usage", "nats"))
+    panels = [panel for panel in panels if any(getattr(curve, panel[0]) is not None for curve in curves.values())]
     rows = 2 if len(panels) == 4 else 1
     with _styled():
         fig, axes_of = _figure(9.6 if rows == 2 else 12, 3.2 * rows, rows, len(panels) // rows, sharex=True)

@@ -9,19 +9,17 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 import naive
-from codeprior.clustering import kmeans as kmeans_module
+from codeprior.clustering import assignment
 from codeprior.clustering._parallel import RowPool
-from codeprior.clustering.kmeans import (
-    _draw_distinct,
-    balanced_kmeans,
-    balanced_order,
+from codeprior.clustering.assignment import (
     by_first_appearance,
-    centroid_free_kmeans,
     cluster_means,
     fill_empty_clusters,
-    kmeans,
+    nearest_centres,
     nearest_clusters,
 )
+from codeprior.clustering.balanced import balanced_kmeans, balanced_order
+from codeprior.clustering.kmeans import _draw_distinct, _plusplus_seeds, centroid_free_kmeans, kmeans
 from codeprior.errors import InputError
 
 seeds = st.integers(0, 2**32 - 1)
@@ -124,8 +122,8 @@ SEARCHES = {"all": (10**9, 0), "tree": (1, 10**9), "products": (1, 0)}  # _FEW_C
 def search(request):
     """Find nearest centres in one of the three ways, whatever the sizes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kmeans_module, "_FEW_CENTRES", SEARCHES[request.param][0])
-        patch.setattr(kmeans_module, "_NARROW", SEARCHES[request.param][1])
+        patch.setattr(assignment, "_FEW_CENTRES", SEARCHES[request.param][0])
+        patch.setattr(assignment, "_NARROW", SEARCHES[request.param][1])
         yield request.param
 
 
@@ -136,7 +134,7 @@ def test_every_search_finds_the_lowest_of_the_nearest_centres(search, n, k, widt
     x = coarse_codes(seed, n, width).astype(float) if coarse else rng.normal(size=(n, width))
     centres = coarse_codes(seed + 1, k, width).astype(float) if coarse else x[rng.integers(0, n, size=k)] / 3
     with RowPool(2) as pool:
-        nearest, sqdist = kmeans_module._nearest_of(x, centres, pool)
+        nearest, sqdist = nearest_centres(x, centres, pool)
     expected = ((x[:, None] - centres[None]) ** 2).sum(axis=2)
     np.testing.assert_array_equal(nearest, naive_nearest(expected))
     np.testing.assert_allclose(sqdist, expected.min(axis=1), rtol=1e-12, atol=1e-24)
@@ -149,6 +147,28 @@ def test_kmeans_ends_where_scikit_learn_ends_from_the_same_codes(search, weighte
     weights = rng.uniform(0.5, 2, size=900) if weighted else None
     theirs = KMeans(60, init=x[_draw_distinct(x, 60, 3)], n_init=1, tol=0, max_iter=300).fit(x, sample_weight=weights)
     np.testing.assert_array_equal(kmeans(x, 60, seed=3, weights=weights), by_first_appearance(theirs.labels_))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(2, 60), st.integers(1, 6), seeds, st.sampled_from([1, 3]), st.data())
+def test_each_seed_of_kmeans_plusplus_is_the_best_of_a_few_drawn_by_squared_distance(n, width, seed, n_threads, data):
+    k = data.draw(st.integers(1, n - 1))
+    rng = np.random.default_rng(seed)
+    x, weights = rng.normal(size=(n, width)), rng.uniform(0.5, 2, size=n)
+    with pytest.MonkeyPatch.context() as patch, RowPool(n_threads) as pool:
+        patch.setattr("codeprior.clustering.kmeans._SEED_ROWS", 7)
+        found = _plusplus_seeds(x, weights, k, seed, pool, None)
+    draws = np.random.default_rng(seed)
+    chances, expected, closest = weights, [], np.full(n, np.inf)
+    for _ in range(k):
+        heads = np.cumsum(chances)
+        drawn = np.searchsorted(heads, draws.random(2 + int(np.log(k)) if expected else 1) * heads[-1], side="right")
+        left = [np.minimum(closest, ((x - x[i]) ** 2).sum(axis=1)) for i in drawn]
+        best = min(range(len(drawn)), key=lambda i: (left[i] * weights).sum())
+        expected.append(drawn[best])
+        closest = left[best]
+        chances = closest * weights
+    np.testing.assert_array_equal(found, expected)
 
 
 @settings(deadline=None, max_examples=40)
@@ -257,7 +277,7 @@ def test_the_same_seed_gives_the_same_labels_and_leaves_the_input_alone(method):
 @pytest.mark.parametrize("method", [kmeans, balanced_kmeans, centroid_free_kmeans])
 @pytest.mark.parametrize("k", [9, 300])
 def test_threads_change_nothing(method, k, monkeypatch):
-    monkeypatch.setattr(kmeans_module, "_STEPS_PER_BLOCK", 10_000)  # many blocks of rows
+    monkeypatch.setattr(assignment, "_STEPS_PER_BLOCK", 10_000)  # many blocks of rows
     x = np.random.default_rng(0).normal(size=(500, 5))
     one = method(x, k, seed=0, max_iterations=3, n_threads=1)
     np.testing.assert_array_equal(one, method(x, k, seed=0, max_iterations=3, n_threads=4))

@@ -12,7 +12,8 @@ from scipy.cluster import hierarchy
 
 import naive
 from codeprior import machine
-from codeprior.clustering.kmeans import balanced_kmeans, centroid_free_kmeans, kmeans
+from codeprior.clustering.balanced import balanced_kmeans
+from codeprior.clustering.kmeans import centroid_free_kmeans, kmeans
 from codeprior.clustering.methods import METHODS, cluster, live_codes, resolve_n_clusters
 from codeprior.errors import InputError
 

@@ -33,6 +33,28 @@ def nearest_centres(start, stop, vectors, columns, nearest, sqdist):
 
 
 @kernel
+def shortened(start, stop, rows, columns, weights, drawn, closest, shorter, errors):
+    """Fill ``shorter[t]`` with the squared distances to the nearest of the seeds and the point ``drawn[t]``.
+
+    `closest` are those to the seeds, `columns` the points as (E, V). All for the points of the range, one of those of
+    `rows` each, whose weighted sum goes to the range's column of `errors`.
+    """
+    for t in range(len(drawn)):
+        row = shorter[t]
+        row[start:stop] = 0.0
+        for axis in range(len(columns)):
+            value = columns[axis, drawn[t]]
+            for i in range(start, stop):
+                gap = columns[axis, i] - value
+                row[i] += gap * gap
+        total = 0.0
+        for i in range(start, stop):
+            row[i] = min(row[i], closest[i])
+            total += row[i] * weights[i]
+        errors[t, start // rows] = total
+
+
+@kernel
 def two_nearest(products, half_norms, nearest, gap):
     """Find each row's smallest ``half_norm - product``, which is the nearest centre, and the step to the next one."""
     for row in range(len(products)):

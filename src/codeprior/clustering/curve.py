@@ -21,7 +21,7 @@ class Curve:
 
     n_clusters: np.ndarray
     """Numbers of clusters, ascending, (K,) int64."""
-    mean_distance: np.ndarray
+    mean_distance: np.ndarray | None
     """Mean distance over all pairs of codes that share a cluster, (K,) float64; 0 where no two do."""
     largest: np.ndarray
     """Codes in the largest cluster, (K,) int64."""
@@ -37,12 +37,13 @@ class Curve:
             raise InputError(
                 f"n_clusters must be between {self.n_clusters[0]} and {self.n_clusters[-1]}, got {n_clusters}"
             )
-        figures = {
+        figures: dict[str, float] = {
             "n_clusters": int(self.n_clusters[row]),
-            "mean_distance": float(self.mean_distance[row]),
             "largest": int(self.largest[row]),
             "singletons": int(self.singletons[row]),
         }
+        if self.mean_distance is not None:
+            figures["mean_distance"] = float(self.mean_distance[row])
         if self.entropy_nats is not None:
             figures["entropy_nats"] = float(self.entropy_nats[row])
         return figures
@@ -72,24 +73,31 @@ class Agreement:
 
 
 def tree_curve(
-    Z: np.ndarray, n_codes: int, *, usage: np.ndarray | None = None, weights: np.ndarray | None = None
+    Z: np.ndarray,
+    n_codes: int,
+    *,
+    usage: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+    average: bool = True,
 ) -> Curve:
-    """Follow the merges of an average-linkage tree once and give the figures of every cut on the way.
+    """Follow the merges of a tree once and give the figures of every cut on the way.
 
-    A merge of clusters of a and b codes at height h joins a * b pairs of mean distance h, so the sum of all distances
-    within clusters grows by h * a * b: exact, without looking at a single vector.
+    In a tree of average linkage a merge of clusters of a and b codes at height h joins a * b pairs of mean distance h,
+    so the sum of all distances within clusters grows by h * a * b: exact, without looking at a single vector.
 
     Parameters
     ----------
     Z : ndarray of shape (M, 4)
-        Linkage matrix of average linkage, in SciPy's layout; complete or not. Heights of other linkages are not mean
-        distances: use `within_cluster_distance` there.
+        Linkage matrix in SciPy's layout; complete or not.
     n_codes : int
         Number of leaves V.
     usage : ndarray of shape (V,), optional
         How often each leaf's code occurs; gives the entropy of the induced cluster distribution.
     weights : ndarray of shape (V,), optional
         The instance weights that the tree was made with; pairs are then weighted by their product.
+    average : bool
+        Whether the tree is of average linkage. Heights of others are not mean distances: their curves have none, and
+        `within_cluster_distance` gives that of one cut.
 
     Returns
     -------
@@ -115,11 +123,10 @@ def tree_curve(
         raise InputError(f"Z merges clusters that do not exist yet; is n_codes ({n_codes}) the number of its leaves?")
 
     sizes = np.concatenate([np.ones(n_codes), Z[:, 3]])
-    masses = sizes if weights is None else _node_sums(check_weights(weights, n_codes), left, right)
-    pairs = masses[left] * masses[right]
-    pair_mass = _running(0.0, pairs)
-    distance_sum = _running(0.0, Z[:, 2] * pairs)
-    mean_distance = np.divide(distance_sum, pair_mass, out=np.zeros(len(Z) + 1), where=pair_mass > 0)
+    mean_distance = None
+    if average:
+        checked = check_weights(weights, n_codes)
+        mean_distance = _mean_distances(Z, sizes if checked is None else _node_sums(checked, left, right))
     largest = np.maximum.accumulate(np.concatenate([[1.0], Z[:, 3]]))
     leaves_taken = (left < n_codes).astype(np.int64) + (right < n_codes)
     entropy = None
@@ -130,11 +137,23 @@ def tree_curve(
         entropy = np.maximum(_running(float(terms[:n_codes].sum()), change), 0.0)[::-1]
     return Curve(
         n_clusters=np.arange(n_codes - len(Z), n_codes + 1),
-        mean_distance=mean_distance[::-1],
+        mean_distance=mean_distance,
         largest=largest[::-1].astype(np.int64),
         singletons=(n_codes - np.concatenate([[0], np.cumsum(leaves_taken)]))[::-1],
         entropy_nats=entropy,
     )
+
+
+def _mean_distances(Z: np.ndarray, masses: np.ndarray) -> np.ndarray:
+    """Return the mean distance within clusters of each cut of a tree of average linkage, (M + 1,); fewest first.
+
+    `masses` are the weights of all nodes, (V + M,).
+    """
+    children = Z[:, :2].astype(np.int64)
+    pairs = masses[children[:, 0]] * masses[children[:, 1]]
+    pair_mass = _running(0.0, pairs)
+    distance_sum = _running(0.0, Z[:, 2] * pairs)
+    return np.divide(distance_sum, pair_mass, out=np.zeros(len(Z) + 1), where=pair_mass > 0)[::-1]
 
 
 def within_cluster_distance(vectors: np.ndarray, labels: np.ndarray) -> float:
@@ -188,9 +207,8 @@ def _running(first: float, changes: np.ndarray) -> np.ndarray:
     return np.cumsum(np.concatenate([[first], changes]))
 
 
-def _node_sums(leaves: np.ndarray | None, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def _node_sums(leaves: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Add a figure of the leaves up the tree: (V,) leaves -> (V + M,) nodes."""
-    assert leaves is not None
     sums = leaves.tolist()
     for a, b in zip(left.tolist(), right.tolist(), strict=True):  # in order: a merge needs those before it
         sums.append(sums[a] + sums[b])

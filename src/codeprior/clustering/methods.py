@@ -7,15 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from codeprior.clustering.agglomerative import agglomerative_linkage
+from codeprior.clustering.assignment import by_first_appearance, nearest_clusters
+from codeprior.clustering.balanced import balanced_kmeans
 from codeprior.clustering.cut import cut
 from codeprior.clustering.distance import check_vectors, check_weights
-from codeprior.clustering.kmeans import (
-    balanced_kmeans,
-    by_first_appearance,
-    centroid_free_kmeans,
-    kmeans,
-    nearest_clusters,
-)
+from codeprior.clustering.kmeans import centroid_free_kmeans, kmeans
 from codeprior.clustering.linkage import Metric, Progress, average_linkage
 from codeprior.errors import InputError
 
@@ -116,7 +112,7 @@ def cluster(
     device : str
         Where "dcpe" runs; every other method runs on the CPU.
     progress : callable, optional
-        Called with (what is done, how much so far, how much in all) now and then, by the methods that make a tree.
+        Called with (what is done, how much so far, how much in all or at most) now and then.
 
     Returns
     -------
@@ -170,15 +166,15 @@ def cluster(
             Z = Z if complete_tree else Z[: n_live - n_clusters]
         live_labels = cut(Z, n_live, n_clusters)
     elif method == "balanced-kmeans":
-        live_labels = balanced_kmeans(rows, n_clusters, seed=seed)
+        live_labels = balanced_kmeans(rows, n_clusters, seed=seed, progress=progress)
     elif method == "kmeans-instance":
-        live_labels = centroid_free_kmeans(rows, n_clusters, seed=seed, weights=row_weights)
+        live_labels = centroid_free_kmeans(rows, n_clusters, seed=seed, weights=row_weights, progress=progress)
     else:
         if method == "kmeans++-weighted":
             assert usage is not None  # checked above
             row_weights = np.asarray(usage, dtype=np.float64)[live]
         init = "random" if method == "kmeans" else "k-means++"
-        live_labels = kmeans(rows, n_clusters, seed=seed, init=init, weights=row_weights)
+        live_labels = kmeans(rows, n_clusters, seed=seed, init=init, weights=row_weights, progress=progress)
 
     live_weights = None if weights is None else weights[live]
     labels = attach_dead_codes(vectors, live, live_labels, metric=metric, weights=live_weights)
