@@ -16,6 +16,8 @@ import numpy as np
 njit: Any = numba.njit
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
+_OPTIONS = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+
 
 def kernel(function: Kernel) -> Any:
     """Compile `function` without the interpreter lock, and keep the machine code on disk where there is a place."""
@@ -32,11 +34,12 @@ def lean_kernel(function: Kernel) -> Any:
 
 def part(function: Kernel) -> Any:
     """Compile `function` into the kernels that call it: a call would hand over each array by its seven values."""
-    return njit(nogil=True, error_model="numpy", _nrt=False, forceinline=True)(function)
+    inlined = {"_nrt": False, "forceinline": True, "no_cpython_wrapper": True}
+    return njit(**_OPTIONS, **inlined)(function)
 
 
 def _compiled(function: Callable[..., Any], **options: Any) -> Any:
-    options = {"nogil": True, "error_model": "numpy", **options}
+    options = {**_OPTIONS, **options}
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # neither the package nor the user's cache folder can be written

@@ -111,7 +111,6 @@ def _look_at_leaf(s, leaf, query, threshold, size_limit, tree, slots, points, ne
 def search(start, stop, queries, bound, size_limit, tree, slots, points, near):
     """Find for each query the nearest cluster no farther than `bound`, and its list of near clusters."""
     n_levels = len(tree.level_start) - 1
-    n_levels = len(tree.level_start) - 1
     sqdist = scratch(LEVELS_WIDTH, np.float32).reshape(-1, WIDTH)  # of a node's children, for each level
     waiting = scratch(LEVELS, np.uint64)  # bits of the near ones among them not yet looked at
     node = scratch(LEVELS, np.int64)
@@ -122,33 +121,36 @@ def search(start, stop, queries, bound, size_limit, tree, slots, points, near):
         threshold = _threshold(bound, tree)
         # From the own leaf upwards: what is below the next ancestor, without the child that we come from. The first
         # steps make the reach short before there is much to look at.
-        came_from = s // WIDTH
-        threshold = _look_at_leaf(s, came_from, query, threshold, size_limit, tree, slots, points, near, sqdist[0])
-        for top in range(1, n_levels + 1):
-            node[top] = came_from // WIDTH
-            place = tree.level_start[top - 1] + node[top]
-            waiting[top] = near_boxes(tree.low, tree.high, place, query, threshold, sqdist[top])
-            waiting[top] &= ~(np.uint64(1) << np.uint64(came_from % WIDTH))
-            came_from = node[top]
-            level = top
-            while level <= top:
-                if waiting[level] == 0:
-                    level += 1
-                    continue
-                i = lowest_bit(waiting[level])
-                waiting[level] &= waiting[level] - np.uint64(1)
-                if sqdist[level, i] > threshold:
-                    continue
-                child = node[level] * WIDTH + i
-                if level == 1:
+        ancestor = s // WIDTH
+        seen = np.uint64(0)
+        for top in range(n_levels + 1):
+            level, here = top, ancestor
+            while True:
+                if level == 0:
                     threshold = _look_at_leaf(
-                        s, child, query, threshold, size_limit, tree, slots, points, near, sqdist[0]
+                        s, here, query, threshold, size_limit, tree, slots, points, near, sqdist[0]
                     )
+                    level = 1
                 else:
-                    level -= 1
-                    node[level] = child
-                    place = tree.level_start[level - 1] + child
+                    node[level] = here
+                    place = tree.level_start[level - 1] + here
                     waiting[level] = near_boxes(tree.low, tree.high, place, query, threshold, sqdist[level])
+                    if level == top:
+                        waiting[level] &= ~seen
+                found = False
+                while level <= top and not found:
+                    if waiting[level] == 0:
+                        level += 1
+                        continue
+                    i = lowest_bit(waiting[level])
+                    waiting[level] &= waiting[level] - np.uint64(1)
+                    found = sqdist[level, i] <= threshold
+                if not found:
+                    break
+                here = node[level] * WIDTH + i
+                level -= 1
+            seen = np.uint64(1) << np.uint64(ancestor % WIDTH)
+            ancestor //= WIDTH
 
 
 @lean_kernel
