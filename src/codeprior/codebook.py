@@ -12,6 +12,7 @@ from codeprior.artifact import digest_array, is_artifact, read_manifest
 from codeprior.errors import InputError
 from codeprior.families import find_codebook, find_counts
 from codeprior.hub import is_on_hub
+from codeprior.machine import require_memory
 from codeprior.own import call_own, is_own
 from codeprior.weights import SUFFIXES, is_checkpoint, open_checkpoint
 
@@ -173,10 +174,12 @@ def _read_matrix(path: Path) -> np.ndarray:
 
 
 def _read_npy(path: Path) -> np.ndarray:
+    require_memory(3 * path.stat().st_size, f"the codebook {path}")
     return np.load(path, allow_pickle=False)
 
 
 def _read_npz(path: Path) -> np.ndarray:
+    require_memory(3 * path.stat().st_size, f"the codebook {path}")
     with np.load(path, allow_pickle=False) as arrays:
         names = [name for name in arrays.files if arrays[name].ndim == 2]
         names = [name for name in names if name.endswith("quantize.embedding.weight")] or names

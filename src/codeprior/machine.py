@@ -31,7 +31,8 @@ def require_memory(needed_bytes: int, what: str) -> None:
     """
     free = available_bytes()
     if free is not None and needed_bytes > free:
-        raise InputError(f"{what} takes {needed_bytes / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free")
+        unit, name = (1e9, "GB") if needed_bytes >= 1e9 else (1e6, "MB")
+        raise InputError(f"{what} takes {needed_bytes / unit:.2g} {name} of memory; {free / unit:.2g} {name} are free")
 
 
 def _free_of_machine() -> int | None:

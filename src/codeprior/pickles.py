@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from codeprior.errors import InputError
+from codeprior.machine import require_memory
 
 # What numbers of each torch dtype look like in a file, little-endian; bfloat16 is the upper half of a float32.
 DTYPES = {
@@ -106,6 +107,7 @@ class StoredTensor(NamedTuple):
         start = self.storage.locate() + self.offset * kind.itemsize
         if start + extent * kind.itemsize > self.storage.path.stat().st_size:
             raise InputError(f"{self.storage.path} is cut off: it ends inside a tensor; download it again")
+        require_memory(3 * extent * kind.itemsize, f"a tensor of {self.storage.path}")
         flat = np.fromfile(self.storage.path, kind, extent, offset=start)
         strides = tuple(step * kind.itemsize for step in self.strides)
         return np.lib.stride_tricks.as_strided(flat, self.shape, strides)

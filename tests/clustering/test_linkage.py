@@ -201,6 +201,17 @@ def test_three_codes_give_the_mean_of_two_distances():
     np.testing.assert_array_equal(Z, [[0, 1, 1, 2], [2, 3, 4.5, 3]])
 
 
+@pytest.mark.parametrize("exponent", [-1000, -500, 500, 1010])
+def test_very_large_and_very_small_vectors_give_the_same_tree(exponent):
+    vectors = clouds("clustered", 1500, 8).astype(np.float64)
+    Z, far = average_linkage(vectors), average_linkage(np.ldexp(vectors, exponent))
+    np.testing.assert_array_equal(Z[:, [0, 1, 3]], far[:, [0, 1, 3]])
+    np.testing.assert_allclose(np.ldexp(far[:, 2], -exponent), Z[:, 2], rtol=1e-11)  # 41 bits
+    distances = naive.instance_distances(vectors[:100])
+    Z = average_linkage(np.ldexp(distances, exponent), metric="precomputed")
+    np.testing.assert_array_equal(np.ldexp(Z[:, 2], -exponent), average_linkage(distances, metric="precomputed")[:, 2])
+
+
 def test_input_is_not_modified():
     vectors = np.random.default_rng(0).normal(size=(50, 4))
     distances = naive.instance_distances(vectors)

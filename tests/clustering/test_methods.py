@@ -210,7 +210,7 @@ def test_what_a_method_does_not_take_is_refused_with_those_that_do():
 def test_what_does_not_fit_in_memory_is_said_before_it_is_tried(monkeypatch):
     monkeypatch.setattr(machine, "available_bytes", lambda: 45_000)
     x = np.random.default_rng(0).normal(size=(108, 3))
-    with pytest.raises(InputError, match=r"'ward' linkage holds every distance between 108 codes and takes 0.0 GB"):
+    with pytest.raises(InputError, match=r"'ward' linkage holds every distance between 108 codes and takes 0.046 MB"):
         cluster(x, 2, method="ward")
     assert cluster(x[:100], 2, method="ward").n_clusters == 2
 

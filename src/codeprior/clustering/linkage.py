@@ -124,24 +124,37 @@ def average_linkage(
         return log.linkage()
     with RowPool(n_threads) as pool:
         if isinstance(metric, str) and metric == "euclidean":
+            vectors, exponent = _within_range(vectors)
             clusters = merge_duplicates(vectors, weights, rule, log).allowed(rule)
             _merge_points(vectors, clusters, log, rule, pool)
         else:
             clusters = singletons(n_codes, weights)
-            sums = distance_matrix(vectors, metric)
+            sums, exponent = _within_range(distance_matrix(vectors, metric))
             if weights is not None:
                 sums *= weights[:, None]
                 sums *= weights
             merge_by_matrix(sums, clusters, log, rule, pool)
-    return log.linkage()
+    Z = log.linkage()
+    Z[:, 2] = np.ldexp(Z[:, 2], exponent)
+    return Z
+
+
+def _within_range(values: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return values of which no sum of squares overflows or vanishes, and the exponent of two that takes them back."""
+    exponent = int(np.frexp(max(values.max(), -values.min()))[1])
+    if abs(exponent) < 300:
+        return values, 0
+    return np.ldexp(values, -exponent), exponent
 
 
 def _merge_points(vectors: np.ndarray, clusters: Clusters, log: MergeLog, rule: SizeRule, pool: RowPool) -> None:
     """Merge clusters of equal vectors: by search while there are many, then on a matrix."""
+    n, dim = len(clusters), vectors.shape[1]
+    prunes = dim <= TREE_DIMENSIONS
+    require_memory(n * (40 * dim + (500 if prunes else 5000)), f"clustering {n} codes of dimension {dim}")
     points = np.ascontiguousarray(vectors[clusters.representatives])
     left: tuple[Members, Clusters] | None
     left = members, clusters = Members(points, clusters.weights, np.arange(len(points) + 1)), clusters
-    prunes = vectors.shape[1] <= TREE_DIMENSIONS
     if not prunes and len(clusters) > NEAR_ABOVE:
         left = merge_near(members, clusters, log, rule, pool)
     stop_below = MATRIX_CLUSTERS if prunes else LARGEST_MATRIX
