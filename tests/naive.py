@@ -63,10 +63,11 @@ def greedy_average_linkage(distances, n_clusters=1, weights=None, max_cluster_si
     return np.array(Z, dtype=np.float64).reshape(-1, 4)
 
 
-def replay(Z, distances, weights=None, max_cluster_size=None, strict=False, tolerance=1e-9):
+def replay(Z, distances, n_clusters=1, weights=None, max_cluster_size=None, strict=False, tolerance=1e-9):
     """Check each merge of Z against the definition: allowed, at its height, and a minimum up to `tolerance`.
 
-    Returns None if Z is a greedy tree, else a sentence about the first merge that is wrong.
+    Returns None if Z is a greedy tree that ends at `n_clusters`, or where no pair may merge; else a sentence about what
+    is wrong first.
     """
     n = len(distances)
     weights = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -76,22 +77,27 @@ def replay(Z, distances, weights=None, max_cluster_size=None, strict=False, tole
     size = np.ones(n, dtype=int)
     row_of = {i: i for i in range(n)}
     alive = np.ones(n, dtype=bool)
-    scale = max(1.0, float(distances.max(initial=0.0)))
-    for t, (left, right, height, count) in enumerate(Z):
-        i, j = row_of.pop(int(left)), row_of.pop(int(right))
+    scale = float(distances.max(initial=0.0)) or 1.0
+
+    def allowed_means():
         rows = np.flatnonzero(alive)
         means = sums[np.ix_(rows, rows)] / np.outer(mass[rows], mass[rows])
         if max_cluster_size is not None:
             total = size[rows][:, None] + size[rows][None, :]
             large = np.maximum(size[rows][:, None], size[rows][None, :])
             means[(total if strict else large) > max_cluster_size] = np.inf
-            if not may_merge(size[i], size[j], max_cluster_size, strict):
-                return f"merge {t} is not allowed: sizes {size[i]} and {size[j]}"
+        return means
+
+    for t, (left, right, height, count) in enumerate(Z):
+        i, j = row_of.pop(int(left)), row_of.pop(int(right))
+        if not may_merge(size[i], size[j], max_cluster_size, strict):
+            return f"merge {t} is not allowed: sizes {size[i]} and {size[j]}"
         mean = sums[i, j] / (mass[i] * mass[j])
         if abs(mean - height) > tolerance * scale:
             return f"merge {t} has height {height}, the mean distance is {mean}"
-        if mean > means.min() + tolerance * scale:
-            return f"merge {t} at {mean} was not a minimum: {means.min()}"
+        smallest = allowed_means().min()
+        if mean > smallest + tolerance * scale:
+            return f"merge {t} at {mean} was not a minimum: {smallest}"
         if not left < right or count != size[i] + size[j]:
             return f"merge {t} is not written as SciPy writes it"
         sums[i] += sums[j]
@@ -101,6 +107,9 @@ def replay(Z, distances, weights=None, max_cluster_size=None, strict=False, tole
         size[i] += size[j]
         alive[j] = False
         row_of[n + t] = i
+    left_over = n - len(Z)
+    if left_over < n_clusters or (left_over > n_clusters and np.isfinite(allowed_means()).any()):
+        return f"the tree ends at {left_over} clusters, {n_clusters} were asked for"
     return None
 
 

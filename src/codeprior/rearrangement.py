@@ -2,7 +2,7 @@
 
 A rearrangement is a permutation: ``new_codes = mapping[old_codes]``, ``new_vectors[mapping] = old_vectors``. Priors do
 without one, `token_to_cluster` maps; this is for those who have IAR's files, or want them. A mapping of one's own is
-`clustering.kmeans.balanced_order`; `convert` renumbers tokenizers and transformers by one.
+`clustering.balanced.balanced_order`; `convert` renumbers tokenizers and transformers by one.
 
 IAR: arXiv:2501.00880, Sec. 3.2; github.com/sjtuplayer/IAR.
 """

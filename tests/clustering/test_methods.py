@@ -146,7 +146,7 @@ def test_the_papers_rule_freezes_clusters_that_exceed_the_bound():
     frozen = cluster(x, 20, max_cluster_size=10)
     assert frozen.n_clusters == 20
     assert np.bincount(frozen.labels).max() <= 20
-    assert naive.replay(frozen.linkage, naive.instance_distances(x), max_cluster_size=10) is None
+    assert naive.replay(frozen.linkage, naive.instance_distances(x), 20, max_cluster_size=10) is None
     strict = cluster(x, 20, max_cluster_size=10, strict=True)
     assert np.bincount(strict.labels).max() <= 10
     assert strict.n_clusters == len(np.unique(strict.labels)) >= 20
