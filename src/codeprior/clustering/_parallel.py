@@ -48,7 +48,7 @@ class RowPool:
     ) -> None:
         """Call `kernel` on ranges of at most `chunk` rows and return when all of them are done.
 
-        `tell` is called with (rows done or under way, rows) now and then, by this thread.
+        `tell` is called with (rows done or under way, rows) now and then and at the end, by this thread.
         """
         starts = deque(range(0, n_rows, max(1, chunk)))
 
@@ -69,3 +69,5 @@ class RowPool:
             starts.clear()  # where a call failed or was interrupted, the others stop at their next one
             for helper in helpers:
                 helper.result()
+        if tell is not None:
+            tell(n_rows, n_rows)
