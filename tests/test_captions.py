@@ -188,7 +188,7 @@ def checkpoint(tiny, tmp_path_factory):
         objective="token",
     )
     with Workspace(tmp_path_factory.mktemp("t2i") / "gpt", kind="checkpoint", settings={}, inputs={}) as workspace:
-        workspace.finish(save_checkpoint(workspace.folder, rebuild(model), config, None), {})
+        workspace.finish(save_checkpoint(workspace.folder, rebuild(model).state_dict(), config, None), {})
     return workspace.folder
 
 

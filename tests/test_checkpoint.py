@@ -30,7 +30,7 @@ def write(folder, *, prior=None):
         prior_digest=None if prior is None else prior.digest,
     )
     with Workspace(folder, kind="checkpoint", settings={}, inputs={}) as workspace:
-        workspace.finish(save_checkpoint(folder, model, config, prior), {})
+        workspace.finish(save_checkpoint(folder, model.state_dict(), config, prior), {})
     return model, config
 
 

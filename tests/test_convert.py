@@ -24,7 +24,7 @@ from codeprior.tensors import on_meta
 from codeprior.tokenizers import load_tokenizer
 from codeprior.tokenizers.gigatok import GigaTok, GigaTokConfig
 from codeprior.tokenizers.vqgan import VQGAN, VQGANConfig, VQGANTokenizer, preset
-from codeprior.train import train
+from codeprior.training.loop import train
 from recorded import save_legacy, weight_named
 
 VQ = VQGANConfig(32, (1, 2, 2), 2, 3, 16, codebook_size=32)

@@ -10,7 +10,7 @@ from codeprior.generation.sample import sample
 from codeprior.losses import cluster_logits
 from codeprior.objectives import Objective, build, with_usage
 from codeprior.prior import CodebookPrior
-from codeprior.train import train
+from codeprior.training.loop import train
 
 KINDS = {
     "token": {},

@@ -19,7 +19,7 @@ from codeprior.sharing import push_folder
 from codeprior.tokenizers import load_tokenizer
 from codeprior.tokenizers.gigatok import GigaTokTokenizer
 from codeprior.tokenizers.vqgan import VQGANTokenizer
-from codeprior.train import train
+from codeprior.training.loop import train
 from hub_server import FakeHub
 
 

@@ -1,7 +1,7 @@
 """codeprior: put the codebook's knowledge of which tokens look alike to work in autoregressive image generation.
 
 The prior half (`Codebook`, `CodebookPrior`, `DCPE`, `average_linkage`) needs NumPy and numba and imports without torch;
-the rooms that need torch are imported by name: `codeprior.model`, `codeprior.train`, `codeprior.generation`, ...
+the rooms that need torch are imported by name: `codeprior.model`, `codeprior.training`, `codeprior.generation`, ...
 """
 
 from __future__ import annotations

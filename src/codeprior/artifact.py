@@ -323,7 +323,7 @@ class Workspace:
         self._locks = self._acquire_locks()
         if shard.alone:
             for leftover in self.folder.glob(".*.partial"):  # of a write that was killed
-                leftover.unlink()
+                _remove(leftover)
         try:
             self._open(overwrite)
         except BaseException:
@@ -420,10 +420,7 @@ class Workspace:
         for entry in self.folder.iterdir():
             if entry.name == ".lock":
                 continue
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+            _remove(entry)
 
     def _acquire_locks(self) -> list[IO[str]]:
         """Lock the folder: for this process, or for all shards and for one of this rank. Held until closed."""
@@ -465,6 +462,13 @@ class Workspace:
         bookkeeping = {UNFINISHED, "config.yaml", ".lock"}
         if self._is_new and {entry.name for entry in self.folder.iterdir()} <= bookkeeping:
             shutil.rmtree(self.folder)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

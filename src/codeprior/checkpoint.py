@@ -2,19 +2,19 @@
 
 A finished checkpoint is a folder with `model.safetensors`, `config.json` and, where there are such, `ema.safetensors`
 (the weights averaged over steps) and `prior.safetensors` (whose clusters come out, or go in). While training, the
-folder holds one more file, `state.safetensors`: weights, optimizer and a record in its metadata. It is replaced by one
-rename, so a kill at any moment leaves the last state or the one before.
+folder holds the states to continue from, see `states.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from codeprior.artifact import Manifest, digest_json, read_json, read_manifest, short, write_json
 from codeprior.errors import InputError
@@ -110,17 +110,17 @@ class Checkpoint(Shared):
 
 def save_checkpoint(
     folder: Path,
-    model: Transformer,
+    weights: Mapping[str, Tensor],
     config: CheckpointConfig,
     prior: CodebookPrior | None,
-    average: nn.Module | None = None,
+    average: Mapping[str, Tensor] | None = None,
 ) -> list[str]:
     """Write a checkpoint's files, each atomically; their names. `average` has the weights averaged over steps."""
-    save_tensors(folder / WEIGHTS, model.state_dict())
+    save_tensors(folder / WEIGHTS, weights)
     write_json(folder / CONFIG, asdict(config))
     files = [WEIGHTS, CONFIG]
     if average is not None:
-        save_tensors(folder / AVERAGE, average.state_dict())
+        save_tensors(folder / AVERAGE, average)
         files.append(AVERAGE)
     if prior is not None:
         prior.save(folder / PRIOR)

@@ -19,7 +19,7 @@ from typing import Any
 
 from codeprior import config as settings
 from codeprior.config.arguments import parse_settings, summary
-from codeprior.errors import InputError
+from codeprior.errors import InputError, StoppedError
 from codeprior.version import VERSION
 
 VERBS: dict[str, tuple[type[settings.VerbConfig], str]] = {
@@ -32,7 +32,7 @@ VERBS: dict[str, tuple[type[settings.VerbConfig], str]] = {
     "extract": (settings.ExtractConfig, "codeprior.extract:extract"),
     "inspect": (settings.InspectConfig, "codeprior.inspection:inspect"),
     "reconstruct": (settings.ReconstructConfig, "codeprior.reconstruct:reconstruct"),
-    "train": (settings.TrainConfig, "codeprior.train:train"),
+    "train": (settings.TrainConfig, "codeprior.training.loop:train"),
     "sample": (settings.SampleConfig, "codeprior.generation.sample:sample"),
     "train-classifier": (settings.TrainClassifierConfig, "codeprior.evaluation.classifier:train_classifier"),
     "reference": (settings.ReferenceConfig, "codeprior.evaluation.reference:reference"),
@@ -45,7 +45,7 @@ VERBS: dict[str, tuple[type[settings.VerbConfig], str]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one verb; exits with 0, with 2 after a caller's mistake, or with 130 after Ctrl-C."""
+    """Run one verb; exits with 0, with 2 after a caller's mistake, with 130 after Ctrl-C or 143 after SIGTERM."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
@@ -67,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(0) from None
     except (OSError, MemoryError) as error:
         _fail(verb, str(error) or type(error).__name__, 2)
+    except StoppedError as stop:
+        _fail(verb, str(stop), stop.code)
     except KeyboardInterrupt:
         _fail(verb, "interrupted; run the same command again to continue", 130)
 

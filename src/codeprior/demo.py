@@ -32,7 +32,7 @@ from codeprior.progress import announce
 from codeprior.reconstruct import reconstruct
 from codeprior.report import report
 from codeprior.tokenizers.training import train_tokenizer
-from codeprior.train import train
+from codeprior.training.loop import train
 
 VARIANTS = ("token", "kmeans", "dcpe")
 FULL = ("iar", "factorised")  # on DCPE's clusters; and the samples of "dcpe" refined

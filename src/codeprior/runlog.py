@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 from codeprior.artifact import write_atomically
@@ -27,6 +28,11 @@ class MetricsLog:
         rounded = {name: float(f"{x:.6g}") if isinstance(x, float) else x for name, x in values.items()}
         with open(self.path, "a") as file:
             file.write(json.dumps(rounded) + "\n")
+
+    def sync(self) -> None:
+        """Wait until all lines are on the disk."""
+        with open(self.path, "a") as file:
+            os.fsync(file.fileno())
 
 
 def _step_of(line: str) -> float:

@@ -1,13 +1,8 @@
-"""Tensors on disk: safetensors written whole, read strictly; and the state of a training run as one such file.
-
-A state is weights, optimizer and a record of JSON values in the file's metadata. It is replaced by one rename, so a
-kill at any moment leaves the last state or the one before.
-"""
+"""Tensors on disk: safetensors written whole, read strictly."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,56 +18,27 @@ from codeprior.artifact import digest_bytes, digest_json, sort_metadata, write_a
 from codeprior.errors import InputError
 from codeprior.pickles import StoredTensor
 
-STATE = "state.safetensors"
-
-
-def save_state(
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    record: Mapping[str, Any],
-    average: nn.Module | None = None,
-) -> None:
-    """Write the state of a training run, as one file by one rename: weights, optimizer, a record of JSON values.
-
-    `average` is a model of the same weights, averaged over the steps, where there is one.
-    """
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    if average is not None:
-        tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        for key, tensor in optimizer.state[parameter].items():
-            tensors[f"optimizer.{name}.{key}"] = tensor
-    save_tensors(path, tensors, metadata={"record": json.dumps(dict(record))})
-
-
-def load_state(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None
-) -> dict[str, Any]:
-    """Continue from a state that `save_state` wrote: fills model, optimizer and average, gives the record.
-
-    Raises
-    ------
-    InputError
-        If the file is damaged, or of another model.
-    """
-    tensors, metadata = read_tensors(path)
-    load_strictly(model, _below(tensors, "model."), str(path))
-    if average is not None:
-        load_strictly(average, _below(tensors, "average."), str(path))
-    flat = _below(tensors, "optimizer.")
-    index_of = {id(parameter): index for index, parameter in enumerate(_parameters(optimizer))}
-    state = {index_of[id(parameter)]: _below(flat, f"{name}.") for name, parameter in model.named_parameters()}
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return json.loads(metadata["record"])
-
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors as safetensors, atomically."""
     with write_atomically(path) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        write_tensors(temporary, tensors, metadata)
         if metadata:
             sort_metadata(temporary)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors.
+
+    Raises
+    ------
+    OSError
+        If the disk is full, or the file cannot be written for another reason.
+    """
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -120,6 +86,20 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], what: str, *,
         Naming what is missing, unexpected or of another shape.
     """
     expected = model.state_dict()
+    require_fitting(expected, tensors, what)
+    if assign:
+        tensors = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
+    model.load_state_dict(tensors, assign=assign)
+
+
+def require_fitting(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str) -> None:
+    """Refuse tensors that have not the expected names and shapes.
+
+    Raises
+    ------
+    InputError
+        Naming what is missing, unexpected or of another shape.
+    """
     problems = {
         "missing": expected.keys() - tensors.keys(),
         "unexpected": tensors.keys() - expected.keys(),
@@ -128,9 +108,6 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], what: str, *,
     if any(problems.values()):
         details = "; ".join(f"{problem}: {_list(names)}" for problem, names in problems.items() if names)
         raise InputError(f"{what} does not fit its model ({details})")
-    if assign:
-        tensors = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
-    model.load_state_dict(tensors, assign=assign)
 
 
 @contextlib.contextmanager
@@ -152,14 +129,6 @@ class _WithoutNumbers(TorchFunctionMode):
         if getattr(func, "__name__", "") in self._FILLS:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> Iterable[Tensor]:
-    return (parameter for group in optimizer.param_groups for parameter in group["params"])
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _list(names: Iterable[str]) -> str:

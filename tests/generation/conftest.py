@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from codeprior.config import TrainConfig
 from codeprior.model import ModelConfig, Transformer
-from codeprior.train import train
+from codeprior.training.loop import train
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

@@ -9,7 +9,7 @@ from codeprior.extract import extract
 from codeprior.generation.refine import refine
 from codeprior.generation.sample import sample
 from codeprior.model import Transformer, model_config
-from codeprior.train import train
+from codeprior.training.loop import train
 
 LABELS = torch.tensor([0, 2, 2, 1, 2, 0, 2, 2])
 LIVE = torch.arange(8) != 5

@@ -22,7 +22,7 @@ from codeprior.errors import InputError
 from codeprior.generation.sample import Maker, sample
 from codeprior.generation.tiles import in_tiles, tile_size
 from codeprior.model import model_config
-from codeprior.train import train
+from codeprior.training.loop import train
 from killed import run_and_die
 from tiny import make_tokenizer
 

@@ -17,7 +17,7 @@ from codeprior.evaluation.judge import evaluate
 from codeprior.extract import extract
 from codeprior.generation.sample import sample
 from codeprior.reconstruct import reconstruct
-from codeprior.train import train
+from codeprior.training.loop import train
 
 
 @pytest.fixture(scope="session")

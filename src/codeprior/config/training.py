@@ -77,12 +77,25 @@ class TrainConfig(MakeConfig):
     """Steps between validations."""
     checkpoint_every: int = field(default=100, metadata=NOT_IDENTITY)
     """Steps between checkpoints."""
+    keep: int = field(default=2, metadata=NOT_IDENTITY)
+    """Checkpoints to keep while training, the newest."""
+    shard: bool = field(default=False, metadata=NOT_IDENTITY)
+    """Spread the weights over the processes that torchrun started (FSDP2), for models that one device cannot hold."""
+    log_with: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = field(
+        default=(), metadata=NOT_IDENTITY
+    )
+    """Trackers that get the metrics too, where they are installed; metrics.jsonl is written always."""
+    peak_tflops: float | None = field(default=None, metadata=NOT_IDENTITY)
+    """Peak of one device in TFLOP/s, for MFU in the log; default: that of its name at bf16, where it is known."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "steps", "batch_size", "lr", "grad_clip", "heldout_images")
-        require_positive(self, "validate_every", "checkpoint_every")
+        require_positive(self, "validate_every", "checkpoint_every", "keep")
         require(self.n_layers is None or self.n_layers > 0, f"n_layers must be positive, got {self.n_layers}")
+        require(
+            self.peak_tflops is None or self.peak_tflops > 0, f"peak_tflops must be positive, got {self.peak_tflops}"
+        )
         require(self.iar_weight >= 0, f"iar_weight must be 0 or more, got {self.iar_weight}")
         require(
             self.accumulate >= 1 and self.batch_size % self.accumulate == 0,

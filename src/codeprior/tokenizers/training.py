@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,14 +21,14 @@ from codeprior.evaluation.metrics import psnr_db
 from codeprior.images import ImageSet, open_images
 from codeprior.pixels import to_pixels, to_tensor
 from codeprior.progress import track
+from codeprior.randomness import generator
 from codeprior.runlog import METRICS, MetricsLog
-from codeprior.tensors import STATE, load_state, save_state
+from codeprior.states import States, state_tensors
 from codeprior.tokenizers.vqgan import VQGAN, VQGANConfig, VQGANTokenizer, preset
 
 _STEPS_BETWEEN_METRICS = 20
 _CACHED_BYTES = 2**30
 _N_EVALUATED = 2048
-_ORDER, _VIEWS, _RESTART = range(3)  # what a random stream is for
 
 
 def train_tokenizer(config: TrainTokenizerConfig) -> dict[str, Any]:
@@ -66,8 +65,8 @@ def _train(
     device: torch.device,
 ) -> None:
     trainer = Trainer(config, architecture, device)
-    if workspace.path(STATE).exists():
-        trainer.load(workspace.path(STATE))
+    states = States(workspace.folder)
+    trainer.load(states)
     batches = Batches(config, images)
     first = trainer.step
     log = MetricsLog(workspace.path(METRICS), after_step=first)
@@ -85,7 +84,7 @@ def _train(
                 time_s=time_s,
             )
         if trainer.step % config.checkpoint_every == 0 and trainer.step < config.steps:
-            trainer.save(workspace.path(STATE))
+            trainer.save(states)
             workspace.checkpoint()
     train_psnr_db, codes_used = evaluate(trainer.model, images, config)
     tokenizer = VQGANTokenizer(trainer.model, config.image_size)
@@ -95,7 +94,7 @@ def _train(
         "images_per_s": round(images_per_s, 1),
     }
     workspace.finish(tokenizer.write_files(workspace.folder), tokenizer.facts() | results)
-    workspace.path(STATE).unlink(missing_ok=True)
+    states.clear()
 
 
 class Batches:
@@ -106,14 +105,14 @@ class Batches:
         self.n_images = len(images)
         n_cached = _CACHED_BYTES // (3 * config.image_size**2)
         self._read = lru_cache(n_cached)(lambda index: images.read(index, config.image_size))
-        self._order = lru_cache(2)(lambda epoch: _generator(config, _ORDER, epoch).permutation(self.n_images))
+        self._order = lru_cache(2)(lambda epoch: generator(config.seed, "order", epoch).permutation(self.n_images))
 
     def __getitem__(self, step: int) -> np.ndarray:
         """A random view of each image of the step: uint8 (B, S, S, 3). Every image is seen once an epoch."""
         config = self.config
         positions = range(step * config.batch_size, (step + 1) * config.batch_size)
         chosen = [int(self._order(position // self.n_images)[position % self.n_images]) for position in positions]
-        which = _generator(config, _VIEWS, step).integers(N_VIEWS[config.views], size=len(chosen))
+        which = generator(config.seed, "view", step).integers(N_VIEWS[config.views], size=len(chosen))
         return np.stack([view(self._read(i), config.views, int(k)) for i, k in zip(chosen, which, strict=True)])
 
 
@@ -170,9 +169,9 @@ class Trainer:
         """Put codes unused since the last restart where features (B, E, h, w) are; at first this is all of them."""
         dead = (self.uses == 0).nonzero().flatten()
         flat = features.permute(0, 2, 3, 1).flatten(0, 2)
-        generator = _generator(self.config, _RESTART, self.step)
         n_dead, n_vectors = len(dead), len(flat)
-        chosen = generator.choice(n_vectors, n_dead, replace=n_dead > n_vectors)
+        random = generator(self.config.seed, "restart", self.step)
+        chosen = random.choice(n_vectors, n_dead, replace=n_dead > n_vectors)
         weight = self.model.quantize.embedding.weight
         weight[dead] = flat[torch.from_numpy(chosen).to(flat.device)]
         for moment in ("exp_avg", "exp_avg_sq"):
@@ -180,15 +179,17 @@ class Trainer:
                 self.optimizer.state[weight][moment][dead] = 0
         self.uses.zero_()
 
-    def save(self, path: Path) -> None:
+    def save(self, states: States) -> None:
         """Write all that the next step depends on."""
-        save_state(path, self.model, self.optimizer, {"step": self.step, "uses": self.uses.tolist()})
+        states.save(self.step, self._tensors(), {"step": self.step})
 
-    def load(self, path: Path) -> None:
-        """Continue from where `save` was called."""
-        record = load_state(path, self.model, self.optimizer)
-        self.step = record["step"]
-        self.uses.copy_(torch.tensor(record["uses"]))
+    def load(self, states: States) -> None:
+        """Continue from where `save` was called last, if it was."""
+        record = states.load(self._tensors())
+        self.step = record["step"] if record else 0
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {**state_tensors(self.model, self.optimizer), "uses": self.uses}
 
 
 def learning_rate(config: TrainTokenizerConfig, step: int) -> float:
@@ -222,7 +223,3 @@ def evaluate(model: VQGAN, images: ImageSet, config: TrainTokenizerConfig) -> tu
         used[codes.flatten()] = True
         scores.append(psnr_db(pixels, to_pixels(model.decode(codes))))
     return float(np.concatenate(scores).mean()), int(used.sum())
-
-
-def _generator(config: TrainTokenizerConfig, purpose: int, index: int) -> np.random.Generator:
-    return np.random.default_rng((config.seed, purpose, index))
