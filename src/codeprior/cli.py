@@ -95,7 +95,12 @@ def run(verb: str, config: settings.VerbConfig) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any], *, as_json: bool) -> None:
-    """Print a result: numbers as rows, lists of rows as tables, warnings on standard error, JSON last."""
+    """Print a result: numbers as rows, lists of rows as tables, warnings on standard error, JSON last.
+
+    One of nothing is that of a process whose work another one tells of.
+    """
+    if not result:
+        return
     for warning in result.get("warnings", ()):
         print(f"warning: {warning}", file=sys.stderr)
     rows = {name: value for name, value in result.items() if name not in ("output", "warnings")}

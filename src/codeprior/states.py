@@ -89,12 +89,14 @@ class States:
             return None
         *older, newest = self.whole
         try:
-            record: dict[str, Any] = read_json(newest / RECORD)
+            record = read_json(newest / RECORD)
+            _check_sizes(newest, record["bytes"])
             read(newest, tensors)
         except InputError as error:
             then = f"continue from step {step_of(older[-1])}" if older else "begin again"
             raise InputError(f"the state {newest} cannot be used: {error}; remove it to {then}") from error
-        return record
+        values: dict[str, Any] = record["record"]
+        return values
 
     def save(self, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
         """Write a state from this process alone; if it cannot be written, nothing of it stays."""
@@ -118,7 +120,8 @@ class States:
     def commit(self, step: int, record: Mapping[str, Any]) -> None:
         """Add the record, give the state its name, let older ones go."""
         begun, final = self.begun(step), self.folder / _named(step)
-        (begun / RECORD).write_text(json.dumps(dict(record)))
+        sizes = {path.name: path.stat().st_size for path in begun.iterdir()}
+        (begun / RECORD).write_text(json.dumps({"record": dict(record), "bytes": sizes}))
         for path in [*begun.iterdir(), begun]:
             _sync(path)
         begun.rename(final)
@@ -134,6 +137,14 @@ class States:
         """Let all go."""
         for path in self.whole:
             _remove(path)
+
+
+def _check_sizes(state: Path, sizes: Mapping[str, int]) -> None:
+    for name, size in sizes.items():
+        path = state / name
+        found = path.stat().st_size if path.exists() else 0
+        if found != size:
+            raise InputError(f"{name} has {found} bytes, {size} were written")
 
 
 def step_of(state: Path) -> int:

@@ -1,7 +1,4 @@
 import json
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -86,26 +83,6 @@ def test_bf16_on_clusters_continues_bit_for_bit(tiny, tmp_path, monkeypatch):
     assert metrics(tmp_path / "gpt") == metrics(tmp_path / "whole")
 
 
-def test_a_process_killed_outright_continues_bit_for_bit(tiny, uninterrupted, tmp_path):
-    expected, _ = uninterrupted
-    script = (
-        "import sys, torch; from pathlib import Path; from codeprior.config import TrainConfig;"
-        "from codeprior.training.loop import train; tiny, output, threads = sys.argv[1:];"
-        "torch.set_num_threads(int(threads));"
-        "train(TrainConfig(codes=Path(tiny) / 'codes', heldout_codes=Path(tiny) / 'heldout', output=Path(output),"
-        "device='cpu', steps=25, batch_size=16, validate_every=10, precision='fp32', checkpoint_every=1))"
-    )
-    arguments = [str(tiny), str(tmp_path / "gpt"), str(torch.get_num_threads())]
-    process = subprocess.Popen([sys.executable, "-c", script, *arguments])
-    while not list((tmp_path / "gpt").glob("state-*")) and process.poll() is None:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    train(settings(tiny, tmp_path / "gpt"))
-    assert (tmp_path / "gpt/model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()
-    assert metrics(tmp_path / "gpt") == metrics(expected)
-
-
 def test_results_and_files_are_complete(tiny, uninterrupted):
     output, results = uninterrupted
     codes = CodeStore.open(tiny / "codes")
@@ -151,47 +128,6 @@ def test_the_first_cluster_loss_is_that_of_a_uniform_pick(tiny, tmp_path):
     assert np.array_equal(load_file(tmp_path / "gpt/prior.safetensors")["token_to_cluster"], prior.token_to_cluster)
 
 
-def test_every_epoch_sees_every_image_once_in_a_new_order():
-    rows = [batch_rows(3, step, 16, 40, 2) for step in range(5)]  # 80 places: two epochs
-    images = np.concatenate([images for images, _ in rows]).reshape(2, 40)
-    views = np.concatenate([views for _, views in rows])
-    assert np.array_equal(np.sort(images), np.tile(np.arange(40), (2, 1)))
-    assert not np.array_equal(images[0], images[1])
-    assert set(views) == {0, 1}
-
-
-def test_rows_of_a_step_depend_on_nothing_drawn_before():
-    alone = batch_rows(1, 1234, 64, 100, 5)
-    for step in (7, 99, 1234):
-        again = batch_rows(1, step, 64, 100, 5)
-    assert np.array_equal(alone, again)
-    assert not np.array_equal(alone, batch_rows(2, 1234, 64, 100, 5))
-
-
-def test_a_batch_may_be_larger_than_the_data():
-    images, _ = batch_rows(0, 0, 25, 10, 1)
-    assert np.array_equal(np.sort(images[:10]), np.arange(10))
-    assert np.array_equal(np.sort(images[10:20]), np.arange(10))
-
-
-def test_learning_rate_rises_stays_and_falls(tiny):
-    config = settings(tiny, tiny, steps=100, warmup=10, decay=0.2, lr=1.0)
-    rates = [learning_rate(step, config) for step in range(100)]
-    np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10)
-    np.testing.assert_allclose(rates[10:80], 1.0)
-    np.testing.assert_allclose(rates[80:], np.arange(20, 0, -1) / 20)
-
-
-@pytest.mark.parametrize(("form", "half"), [("linear", 0.5), ("cosine", 0.5), ("sqrt", 1 - 0.5**0.5)])
-def test_the_rate_falls_to_its_final_value_in_the_form_asked_for(tiny, form, half):
-    config = settings(tiny, tiny, steps=1000, decay=0.2, lr=1.0, decay_form=form, final_lr=0.1)
-    rates = [learning_rate(step, config) for step in range(1001)]
-    assert rates[799] == rates[800] == 1.0
-    assert rates[900] == pytest.approx(0.1 + 0.9 * half)
-    assert rates[1000] == pytest.approx(0.1)
-    assert rates == sorted(rates, reverse=True)
-
-
 def test_an_average_is_that_of_the_weights_of_all_steps(tiny, tmp_path):
     decay, weights = 0.8, []
     for steps in range(1, 5):  # the constant rate makes longer runs continue shorter ones
@@ -204,15 +140,6 @@ def test_an_average_is_that_of_the_weights_of_all_steps(tiny, tmp_path):
         expected = decay * expected + (1 - decay) * step
     averaged = load_checkpoint(tmp_path / "4", average=True).model.tok_embeddings.weight
     np.testing.assert_allclose(averaged.detach(), expected, atol=1e-6)
-
-
-def test_a_killed_run_continues_its_average_bit_for_bit(tiny, tmp_path, monkeypatch):
-    train(settings(tiny, tmp_path / "whole", ema_decay=0.9))
-    config = settings(tiny, tmp_path / "gpt", checkpoint_every=9, ema_decay=0.9)
-    train_until(13, config, monkeypatch)
-    train(config)
-    for name in ("ema.safetensors", "model.safetensors"):
-        assert (tmp_path / "gpt" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_averaged_weights_that_were_not_kept_are_named(uninterrupted):

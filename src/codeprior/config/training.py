@@ -51,8 +51,9 @@ class TrainConfig(MakeConfig):
     """How it falls: linear, cosine, or sqrt (1 minus the root of the share done: GigaTok's warm-up, stable, decay)."""
     final_lr: float = 0.0
     """Rate that it falls to."""
-    accumulate: int = 1
-    """Parts that a batch is worked off in, one after the other: memory of one part, gradients of all."""
+    accumulate: int = field(default=1, metadata=NOT_IDENTITY)
+    """Parts that a batch is worked off in, one after the other: memory of one part, gradients of all. With fewer
+    processes and as many parts more, a run goes on as it was, to rounding."""
     ema_decay: float = 0.0
     """Keep also the weights averaged over steps with this decay (LlamaGen: 0.9999), for `sample --ema`; 0 does not."""
     weight_decay: float = 0.05

@@ -68,7 +68,7 @@ class Team:
             device_placement=False,
             log_with=list(log_with) or None,
             project_dir=folder,
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
         kind = self._accelerator.distributed_type
         if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
@@ -119,8 +119,10 @@ class Team:
         dist.all_gather(numbers, torch.tensor([number], dtype=torch.float64), self._group)
         return [float(x) for x in numbers]
 
-    def place(self, model: nn.Module, blocks: Iterable[nn.Module], precision: str) -> None:
+    def place(self, model: nn.Module, blocks: Iterable[nn.Module], precision: str, *methods: str) -> None:
         """Bring a model to the device: all of it, or this process's share of each block and of the rest.
+
+        Of the latter, `forward` and the methods of these names may be called.
 
         A block's weights are fetched when it is its turn: with bf16 in bf16, as its matrix products take them; and its
         gradients are summed in float32.
@@ -129,19 +131,22 @@ class Team:
             model.to(self.device)
             return
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
         mesh = init_device_mesh(self.device.type, (self.size,))
         narrow = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         for block in blocks:
             fully_shard(block, mesh=mesh, mp_policy=narrow if precision == "bf16" else MixedPrecisionPolicy())
         fully_shard(model, mesh=mesh)
+        for method in methods:
+            register_fsdp_forward_method(model, method)
 
     def parallel(self, module: nn.Module) -> nn.Module:
         """The module to call in training: one whose backward pass averages gradients over the processes."""
         if self.size == 1 or self.sharded:
             return module
         wrapped: nn.Module = self._accelerator.prepare_model(module)
+        wrapped.broadcast_buffers = False  # type: ignore[assignment]  # they are constants
         return wrapped
 
     def without_averaging(self, module: nn.Module) -> contextlib.AbstractContextManager[Any]:

@@ -35,7 +35,7 @@ from codeprior.progress import announce, track
 from codeprior.randomness import generator
 from codeprior.runlog import METRICS, MetricsLog
 from codeprior.sanity import sanity, sentence, warnings
-from codeprior.states import States, state_tensors
+from codeprior.states import States, state_tensors, step_of
 from codeprior.training import optimizer
 from codeprior.training.data import Batch, Feed, read_batch, to_device
 from codeprior.training.distributed import Team
@@ -64,7 +64,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         team = stack.enter_context(
             Team(config.device, sharded=config.shard, log_with=config.log_with, folder=config.output)
         )
-        _check_parts(config, team)
+        team.together(lambda: _check_parts(config, team))
         inputs = team.together(lambda: Inputs.open(config))
         config = replace(config, objective=resolve_objective(config.objective, inputs.prior))
         workspace = team.main_does(lambda: stack.enter_context(_open_workspace(config, inputs)))
@@ -123,7 +123,7 @@ class Run:
         self.sanity, self.warnings = self._say_what_is_known()
         self.model = self.objective.model
         self.average = optimizer.new_average(self.model, config.ema_decay) if config.ema_decay else None
-        team.place(self.objective, self.model.layers, self.precision)
+        team.place(self.objective, self.model.layers, self.precision, "token_nats")
         if self.averaged is not None:
             team.place(self.averaged, self.averaged.layers, self.precision)
         self.parallel = team.parallel(self.objective)
@@ -168,10 +168,9 @@ class Run:
             self._write()
         except OSError as error:
             whole = self.states.whole
-            left = f"the state {whole[-1].name} is whole" if whole else "nothing was saved yet"
-            raise InputError(
-                f"step {self.record.step}: {error}; {left}; run the same command again to go on"
-            ) from error
+            left = f"the state of step {step_of(whole[-1])} is whole" if whole else "nothing was saved before"
+            then = "make room, and run the same command again to continue"
+            raise InputError(f"step {self.record.step}: {error}; {left}; {then}") from error
 
     def _take_steps(self, interruption: Interruption) -> None:
         config, team, first = self.config, self.team, self.record.step
