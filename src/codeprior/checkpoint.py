@@ -87,7 +87,7 @@ class Checkpoint(Shared):
 
     def write_files(self, folder: Path) -> list[str]:
         """Write weights, config and prior; weights averaged over steps only where they are the ones loaded."""
-        return save_checkpoint(folder, self.model, self.config, self.prior)
+        return save_checkpoint(folder, self.model.state_dict(), self.config, self.prior)
 
     def facts(self) -> dict[str, Any]:
         """Sizes."""
