@@ -1,6 +1,7 @@
 """What the documentation says is tried: its commands, its examples, the functions that it names."""
 
 import importlib
+import os
 import re
 import runpy
 import shlex
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from codeprior.cli import main
+from codeprior.cli import main, parse
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -123,3 +124,27 @@ def test_the_commands_of_the_page_on_sharing_run_in_order(tmp_path, monkeypatch)
     assert (tmp_path / "runs" / "from-the-hub" / "samples.npz").exists()
     back = torch.load("gpt.pth", weights_only=True)
     assert all(torch.equal(back[name], tensor) for name, tensor in transformer.state_dict().items())
+
+
+def test_the_commands_of_the_page_on_training_run_in_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "training.md"
+    for argv in commands(page):
+        main([*argv, *SHORTER.get(argv[0], [])])
+    lines = re.findall(r"^torchrun (--nproc-per-node 2 -m codeprior train .*)$", page.read_text(), flags=re.MULTILINE)
+    assert len(lines) == 2
+    for line in lines:
+        command = [sys.executable, "-m", "torch.distributed.run", *shlex.split(line), *SHORTER["train"]]
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    for name in ("one", "two", "sharded"):
+        assert (tmp_path / "runs" / name / "model.safetensors").exists()
+
+
+def test_the_cluster_scripts_of_the_page_on_training_are_shell_and_their_flags_are_ours():
+    page = (ROOT / "docs" / "training.md").read_text()
+    (script,) = re.findall(r"^```bash\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    many = [line for line in page.replace("\\\n", " ").splitlines() if "-m codeprior train --config" in line]
+    assert len(many) == 2
+    for line in many:
+        parse("train", shlex.split(line.split(" -m codeprior train ")[1]))

@@ -203,7 +203,7 @@ def test_dropout_acts_in_training_alone():
 def test_drop_path_grows_over_the_layers_and_takes_the_place_of_dropout():
     config = model_config("tiny", vocab_size=8, n_classes=2, grid=(2, 2), drop_path=0.3)
     assert (config.resid_dropout, config.ffn_dropout, config.token_dropout) == (0, 0, 0.1)
-    shares = [layer.drop_path.share for layer in Transformer(config).layers]
+    shares = [1 - float(layer.drop_path.kept) for layer in Transformer(config).layers]
     assert shares == pytest.approx(torch.linspace(0, 0.3, 4).tolist())  # LlamaGen's
 
 

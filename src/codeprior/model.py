@@ -219,15 +219,19 @@ class RMSNorm(nn.Module):
 class DropPath(nn.Module):
     """In training, leave a branch out for a share of the images, and scale it up for the others (stochastic depth)."""
 
+    kept: Tensor
+
     def __init__(self, share: float) -> None:
         super().__init__()
-        self.share = share
+        self.drops = share > 0
+        # a tensor: with a number that differs from block to block, each would be compiled anew
+        self.register_buffer("kept", torch.tensor(1 - share, device="cpu"), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.share == 0:
+        if not self.training or not self.drops:
             return x
-        kept = 1 - self.share
-        return x * x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(kept).div_(kept)
+        kept = torch.bernoulli(self.kept.expand(len(x), *[1] * (x.ndim - 1)))
+        return x * (kept / self.kept).to(x.dtype)
 
 
 class Attention(nn.Module):

@@ -123,6 +123,9 @@ class Run:
         self.sanity, self.warnings = self._say_what_is_known()
         self.model = self.objective.model
         self.average = optimizer.new_average(self.model, config.ema_decay) if config.ema_decay else None
+        if config.compile or (config.compile is None and team.device.type == "cuda"):
+            for block in self.model.layers:
+                block.compile()
         team.place(self.objective, self.model.layers, self.precision, "token_nats")
         if self.averaged is not None:
             team.place(self.averaged, self.averaged.layers, self.precision)
@@ -163,7 +166,7 @@ class Run:
     def finish(self) -> None:
         """Take the steps that are left and write the checkpoint."""
         try:
-            with _scoped(self.team.device, self.inputs.codes.grid), Interruption() as interruption:
+            with scoped(self.team.device, self.inputs.codes.grid), Interruption() as interruption:
                 self._take_steps(interruption)
             self._write()
         except OSError as error:
@@ -177,7 +180,7 @@ class Run:
         feed = Feed(self.inputs.codes, config, self.model.config.n_classes, team.rank, team.size)
         batches = feed.batches(first, config.steps, team.device)
         for batch in track(batches, f"train {config.output.name}", total=config.steps, start=first):
-            self._take_step(batch)
+            self.take_step(batch)
             step, last = self.record.step, self.record.step == config.steps
             if step % STEPS_BETWEEN_LOGS == 0 or last:
                 self._log()
@@ -189,7 +192,8 @@ class Run:
             if not last and stop:
                 self._stop(stop)
 
-    def _take_step(self, batch: Batch) -> None:
+    def take_step(self, batch: Batch) -> None:
+        """Forward, backward and the optimizer, on this process's part of a batch."""
         began = time.perf_counter()
         config, step = self.config, self.record.step
         parts = list(zip(*(tensor.chunk(config.accumulate) for tensor in batch), strict=True))
@@ -332,7 +336,7 @@ def _check_finite(nats: float, step: int) -> None:
 
 
 @contextlib.contextmanager
-def _scoped(device: torch.device, grid: tuple[int, int]) -> Iterator[None]:
+def scoped(device: torch.device, grid: tuple[int, int]) -> Iterator[None]:
     """Leave torch's own random numbers and its choice of attention kernels as they were found.
 
     On CPU, and for few tokens, plain matrix products beat the fused kernel, whose backward pass takes half of a step.

@@ -1,0 +1,240 @@
+"""Training steps: ours beside LlamaGen's and IAR's own model and step, same sizes, same machine, in turn.
+
+Run: python benchmarks/bench_training.py [--llamagen LLAMAGEN] [--iar IAR] [--precision fp32 bf16] [--repeats 7]
+
+LLAMAGEN and IAR are copies of https://github.com/FoundationVision/LlamaGen and https://github.com/sjtuplayer/IAR;
+without them only our rows are measured. A step is forward, loss, backward, clipping and fused AdamW, dropout on, with
+the loss read at the end. Theirs is their model and the lines of their loop, without the demand for CUDA; IAR's loop
+gives its model an argument that it does not take, which is left out. Ours is what `codeprior train` does. Codes are
+random. Memory is measured in a process for each side: the most that a step takes over what is held between steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from harness import in_a_process, interleaved, median, peak_over_now, write_results
+
+from codeprior.artifact import Workspace, write_json
+from codeprior.codes import CODES, LABELS, META
+from codeprior.config import TrainConfig
+from codeprior.prior import CodebookPrior
+from codeprior.training.distributed import Team
+from codeprior.training.inputs import Inputs
+from codeprior.training.logs import flops_per_image
+from codeprior.training.loop import Run, scoped
+
+VOCABULARY, N_CLASSES, GRID, N_CLUSTERS = 16384, 1000, 16, 128
+DIGEST = "sha256:" + "0" * 64
+Step = Callable[[], float]
+
+
+def make_codes(folder: Path, n_images: int) -> Path:
+    """Write a store of random codes, and a prior of equal clusters beside it."""
+    random = np.random.default_rng(0)
+    meta = {"grid": (GRID, GRID), "image_size": 16 * GRID, "views": "centre", "codebook_size": VOCABULARY}
+    names = [str(number) for number in range(N_CLASSES)]
+    with Workspace(folder / "codes", kind="codes", settings={}, inputs={}) as workspace:
+        codes = random.integers(VOCABULARY, size=(n_images, 1, GRID**2)).astype(np.uint16)
+        np.save(workspace.path(CODES), codes)
+        np.save(workspace.path(LABELS), random.integers(N_CLASSES, size=n_images))
+        digests = {"codebook_digest": DIGEST, "tokenizer_digest": DIGEST}
+        write_json(workspace.path(META), {"class_names": names, **meta, **digests, "missing": []})
+        workspace.finish([CODES, LABELS, META], {})
+    labels = np.arange(VOCABULARY) // (VOCABULARY // N_CLUSTERS)
+    CodebookPrior(labels, DIGEST, "blocks").save(folder / "prior.safetensors")
+    return folder
+
+
+class Bench:
+    """The same batch for all sides."""
+
+    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        self.folder, self.options = folder, options
+        self.inputs = {kind: self._open(kind) for kind in ("token", "iar")}
+        codes = self.inputs["token"].codes
+        rows = np.arange(options.batch_size)
+        self.tokens = torch.from_numpy(codes.codes[rows, 0].astype(np.int64)).to(options.device)
+        self.classes = torch.from_numpy(codes.labels[rows]).to(options.device)
+
+    def _config(self, kind: str, precision: str = "fp32") -> TrainConfig:
+        return TrainConfig(
+            codes=self.folder / "codes",
+            prior=self.folder / "prior.safetensors" if kind == "iar" else None,
+            objective="iar" if kind == "iar" else "token",
+            output=self.folder / f"{kind}-{precision}",
+            model=self.options.model,
+            batch_size=self.options.batch_size,
+            steps=10**6,
+            lr=1e-4,
+            precision="bf16" if precision == "bf16" else "fp32",
+            device=self.options.device,
+            compile=self.options.compile,
+        )
+
+    def _open(self, kind: str) -> Inputs:
+        return Inputs.open(self._config(kind))
+
+    def ours(self, kind: str, precision: str) -> Step:
+        """A step of `codeprior train`."""
+        config = self._config(kind, precision)
+        team = Team(config.device)
+        workspace = Workspace(config.output, kind="checkpoint", settings={}, inputs={}, overwrite=True)
+        run = Run(config, team, self.inputs[kind], workspace)
+
+        def step() -> float:
+            before = float(run.nats_sum)
+            with scoped(team.device, (GRID, GRID)):
+                run.take_step((self.classes, self.tokens))
+            return float(run.nats_sum) - before
+
+        return step
+
+    def theirs(self, kind: str, precision: str) -> Step:
+        """A step of LlamaGen's or IAR's trainer."""
+        build = load_originals(self.options.iar if kind == "iar" else self.options.llamagen)[self.options.model]
+        torch.manual_seed(0)
+        sizes = {"vocab_size": VOCABULARY, "block_size": GRID**2, "num_classes": N_CLASSES, "cls_token_num": 1}
+        dropout = {"resid_dropout_p": 0.1, "ffn_dropout_p": 0.1, "token_dropout_p": 0.1, "drop_path_rate": 0.0}
+        model = build(model_type="c2i", **sizes, **dropout, **({"cluster_size": 128} if kind == "iar" else {}))
+        model = model.to(self.options.device).train()
+        groups = [
+            {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": 0.05},
+            {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), fused=True)
+        call = torch.compile(model) if self.options.compile else model
+        device = torch.device(self.options.device).type
+        autocast = torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+        def step() -> float:
+            with autocast:
+                _, loss = call(cond_idx=self.classes, idx=self.tokens[:, :-1], targets=self.tokens)
+                if kind == "iar":
+                    loss = 1.0 * loss[0] + loss[1]
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            return float(loss.item())
+
+        return step
+
+
+def load_originals(root: Path) -> dict[str, Callable[..., torch.nn.Module]]:
+    """The models of a copy of LlamaGen or IAR, whose modules have the same names."""
+    for name in [name for name in sys.modules if name.split(".")[0] in ("autoregressive", "utils")]:
+        del sys.modules[name]
+    sys.path.insert(0, str(root))
+    try:
+        models: dict[str, Callable[..., torch.nn.Module]] = importlib.import_module(
+            "autoregressive.models.gpt"
+        ).GPT_models
+    finally:
+        sys.path.remove(str(root))
+    return models
+
+
+def sides(bench: Bench, precision: str) -> dict[str, Step]:
+    """The steps to compare, by name."""
+    options = bench.options
+    found = {"ours token": bench.ours("token", precision), "ours iar": bench.ours("iar", precision)}
+    if options.llamagen:
+        found["llamagen"] = bench.theirs("token", precision)
+    if options.iar:
+        found["iar"] = bench.theirs("iar", precision)
+    return found
+
+
+def measure(bench: Bench, precision: str) -> dict[str, Any]:
+    """Time all sides in turn; ratios of medians."""
+    options = bench.options
+    steps = sides(bench, precision)
+    for step in steps.values():
+        first, second = step(), step()
+        assert np.isfinite(first), "the first loss"
+        assert np.isfinite(second), "the second loss"
+    times = interleaved(steps, options.repeats)
+    n_tokens = options.batch_size * GRID**2
+    flops = options.batch_size * flops_per_image(bench_model_config(bench))
+    row: dict[str, Any] = {"name": f"{options.model} {precision}{' compiled' if options.compile else ''}"}
+    row |= {"batch": f"{options.batch_size} x {GRID**2}", "threads": torch.get_num_threads(), "times_s": times}
+    for name in steps:
+        row[f"{name} tokens_per_s"] = round(n_tokens / median(times[name]), 1)
+        row[f"{name} gflops_per_s"] = round(flops / median(times[name]) / 1e9, 1)
+    for ours, theirs in (("ours token", "llamagen"), ("ours iar", "iar")):
+        if theirs in steps:
+            row[f"{ours} times faster"] = round(median(times[theirs]) / median(times[ours]), 3)
+            row[f"{ours} times faster, cpu"] = round(median(times[f"{theirs} cpu"]) / median(times[f"{ours} cpu"]), 3)
+    row["iar over token, ours"] = round(median(times["ours iar"]) / median(times["ours token"]), 3)
+    for name in steps:
+        row[f"{name} peak_bytes"] = in_a_process(__file__, *arguments(options, precision), "--memory-of", name)[
+            "peak_bytes"
+        ]
+    return row
+
+
+def bench_model_config(bench: Bench) -> Any:
+    """The architecture that is measured."""
+    from codeprior.model import model_config
+
+    return model_config(bench.options.model, vocab_size=VOCABULARY, n_classes=N_CLASSES, grid=(GRID, GRID))
+
+
+def arguments(options: argparse.Namespace, *precisions: str) -> list[str]:
+    """The command line of these options."""
+    given = {"llamagen": options.llamagen, "iar": options.iar, "repeats": options.repeats}
+    given |= {"batch-size": options.batch_size, "model": options.model, "device": options.device}
+    flags = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    return [*flags, *(["--compile"] if options.compile else []), "--precision", *precisions]
+
+
+def print_memory(bench: Bench, name: str, precision: str) -> None:
+    """One side's second step, over what is held after the first: the optimizer's moments are there by then."""
+    kind = "iar" if "iar" in name else "token"
+    step = bench.ours(kind, precision) if name.startswith("ours") else bench.theirs(kind, precision)
+    step()
+    print(f'{{"peak_bytes": {peak_over_now(step)}}}')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--llamagen", type=Path, help="a copy of LlamaGen's repository")
+    parser.add_argument("--iar", type=Path, help="a copy of IAR's repository")
+    parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
+    parser.add_argument("--model", default="GPT-B")
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="compile all sides, ours block by block")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    os.environ["CODEPRIOR_PROGRESS"] = "0"
+    with tempfile.TemporaryDirectory() as root:
+        bench = Bench(make_codes(Path(root), max(64, options.batch_size)), options)
+        if options.memory_of:
+            print_memory(bench, options.memory_of, options.precision[0])
+            return
+        with contextlib.redirect_stdout(sys.stderr):  # the originals print
+            rows = [measure(bench, precision) for precision in options.precision]
+    for row in rows:
+        print("\n".join(f"{name:32}{value}" for name, value in row.items() if name != "times_s"))
+    if options.llamagen or options.iar:
+        words = " ".join(
+            arguments(argparse.Namespace(**{**vars(options), "llamagen": "LlamaGen", "iar": "IAR"}), *options.precision)
+        )
+        print(write_results("training", f"python benchmarks/bench_training.py {words}", rows))
+
+
+if __name__ == "__main__":
+    main()
