@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +14,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
+
+from torch.distributed import TCPStore
 
 # A server imports torch once, and what an optimizer imports when it is made; its children are forked from it, free of
 # this process's threads.
@@ -52,9 +53,9 @@ def train(arguments: Sequence[str], size: int = 1, fate: Fate = UNBROKEN, said: 
     `said` is a file that gets what the processes write to standard error.
     """
     begun = _CONTEXT.Event()
-    port = _free_port()
+    meeting = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # held here, as torchrun does
     crew = [
-        _CONTEXT.Process(target=_work, args=(list(arguments), rank, size, port, fate, begun, said))
+        _CONTEXT.Process(target=_work, args=(list(arguments), rank, size, meeting.port, fate, begun, said))
         for rank in range(size)
     ]
     for process in crew:
@@ -66,7 +67,7 @@ def train(arguments: Sequence[str], size: int = 1, fate: Fate = UNBROKEN, said: 
         _kill(crew)
     while any(process.exitcode is None for process in crew):
         wait([process.sentinel for process in crew if process.exitcode is None])
-        if any(process.exitcode == -signal.SIGKILL for process in crew):
+        if any((process.exitcode or 0) not in (0, 2, 130, 143) for process in crew):  # the others were told of these
             _kill(crew)
     return [process.exitcode or 0 for process in crew]
 
@@ -84,7 +85,7 @@ def _work(arguments: list[str], rank: int, size: int, port: int, fate: Fate, beg
     os.environ["CODEPRIOR_PROGRESS"] = "0"
     if size > 1:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size))
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
     stream = os.open(said or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(stream, 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -117,9 +118,3 @@ def _meet(fate: Fate, rank: int, begun: Any) -> None:
     states.write_tensors, optimizer.learning_rate = watched_write, watched_rate
     if fate.largest_file_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (fate.largest_file_bytes, fate.largest_file_bytes))
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
