@@ -147,4 +147,4 @@ def test_the_cluster_scripts_of_the_page_on_training_are_shell_and_their_flags_a
     many = [line for line in page.replace("\\\n", " ").splitlines() if "-m codeprior train --config" in line]
     assert len(many) == 2
     for line in many:
-        parse("train", shlex.split(line.split(" -m codeprior train ")[1]))
+        parse("train", shlex.split(line.split(" -m codeprior train ")[1].removesuffix(" &")))
