@@ -61,6 +61,7 @@ ORDER = [
     "reconstruct",
     "report.",
     "inspection",
+    "stages",
     "demo",
     "doctor",
     "cli",

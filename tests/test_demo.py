@@ -5,18 +5,17 @@ from pathlib import Path
 import pytest
 
 from codeprior.cli import main
-from codeprior.config import DemoConfig
-from codeprior.demo import SCALES, recipe
+from codeprior.demo import SCALES, Recipe
 
 
-def stages(**changes) -> list[list[str]]:
+def stages(*, full: bool) -> list[list[str]]:
     """Names of the stages of each phase."""
-    phases = recipe(DemoConfig(device="cpu", **changes), Path("run"))
+    phases = Recipe("digits", Path("run")).phases(full=full)
     return [[stage.name for chain in phase for stage in chain] for phase in phases]
 
 
 def test_the_full_demo_has_the_short_ones_stages_and_every_other_objective():
-    short, full = stages(), stages(full=True)
+    short, full = stages(full=False), stages(full=True)
     assert {name for phase in short for name in phase} < {name for phase in full for name in phase}
     new = {name for phase in full for name in phase} - {name for phase in short for name in phase}
     assert {name for name in new if name.startswith("train")} == {"train iar", "train factorised", "train refine"}

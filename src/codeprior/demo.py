@@ -1,36 +1,26 @@
 """The verb `demo`: a recipe over the other verbs, from photographs to a report, on data that is installed already.
 
-Each stage leaves a checked artifact below the run's folder, so a second run redoes only what is missing or whose
-settings or inputs changed, and a killed one continues.
+Each stage leaves a checked artifact below the run's folder; see `stages`.
 """
 
 from __future__ import annotations
 
-import os
-import signal
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import cached_property
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from codeprior import config as settings
 from codeprior.codes import encode
 from codeprior.config import DemoConfig, Views
-from codeprior.device import resolve_device
-from codeprior.errors import InputError
 from codeprior.evaluation.classifier import train_classifier
 from codeprior.evaluation.judge import evaluate
 from codeprior.extract import extract
 from codeprior.generation.sample import sample
-from codeprior.machine import available_threads
-from codeprior.progress import announce
 from codeprior.reconstruct import reconstruct
 from codeprior.report import report
+from codeprior.stages import Chain, Phase, Stage, run
 from codeprior.tokenizers.training import train_tokenizer
 from codeprior.training.loop import train
 
@@ -41,7 +31,7 @@ REFINED = "dcpe-refined"
 
 @dataclass(frozen=True)
 class Scale:
-    """What differs between the two data sets; everything else is a verb's default or stands in `recipe`."""
+    """What differs between the two data sets; everything else is a verb's default or stands in `Recipe`."""
 
     image_size: int
     views: Views
@@ -93,208 +83,146 @@ SCALES = {
 }
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One call of a verb; `seconds` is what it takes on one CPU core, for the estimate of what remains."""
-
-    name: str
-    verb: Callable[[Any], dict[str, Any]]
-    config: settings.VerbConfig
-    seconds: float
-
-
-Chain = list[Stage]
-"""Stages of which each needs the one before."""
-Phase = list[Chain]
-"""Chains that do not need each other, worked off side by side; each phase needs the one before."""
-
-
 def demo(config: DemoConfig) -> dict[str, Any]:
     """Run every stage that is not done yet, then write the report."""
-    folder = config.output or Path("demo") / config.data
-    phases = recipe(config, folder)
-    # Small models gain nothing from a second thread, so each process has one; a GPU serves one process at a time.
-    n_workers = 1 if resolve_device(config.device).type != "cpu" else min(available_threads(), 4)
     began = time.monotonic()
-    results: dict[str, dict[str, Any]] = {}
-    with _workers(n_workers) as pool:
-        for number, phase in enumerate(phases):
-            names = "; ".join(stage.name for chain in phase for stage in chain)
-            remaining = _remaining(phases, number, n_workers, time.monotonic() - began)
-            announce(f"[{number + 1}/{len(phases)}] {names}{remaining}")
-            try:
-                for done in pool.map(_run_chain, phase):
-                    results |= done
-            except BrokenProcessPool:
-                message = "a process of the demo was killed, perhaps for want of memory; run it again to continue"
-                raise InputError(message) from None
+    recipe = Recipe(config.data, config.output or Path("demo") / config.data, config.seed, config.device)
+    results = run(recipe.phases(full=config.full), config.device, "demo")
     scored = [name.removeprefix("score ") for name in results if name.startswith("score ")]
     scores = [{"model": name, **_scores(results[f"score {name}"])} for name in scored]
     return {"output": results["report"]["output"], "time_s": round(time.monotonic() - began, 1), "scores": scores}
 
 
-def recipe(config: DemoConfig, folder: Path) -> list[Phase]:
-    """Every verb with its settings, in order."""
-    scale = SCALES[config.data]
-    heldout = f"{config.data}:heldout"
-    common: dict[str, Any] = {"seed": config.seed, "device": config.device}
-    make: dict[str, Any] = {**common, "overwrite": True}
-    images: dict[str, Any] = {"data": config.data, "image_size": scale.image_size}
-    tokenizer, codes, heldout_codes = folder / "tokenizer", folder / "codes", folder / "codes-heldout"
-    classifier = folder / "classifier"
-    priors = {name: folder / "priors" / f"{name}.safetensors" for name in ("kmeans", "dcpe")}
+@dataclass(frozen=True)
+class Recipe:
+    """Every verb with its settings: the stages of a demo, and of whoever compares on its data."""
 
-    train_both = [
-        Stage(
-            "train the tokenizer",
-            train_tokenizer,
-            settings.TrainTokenizerConfig(output=tokenizer, **images, **scale.tokenizer, **make),
-            scale.seconds["tokenizer"],
-        ),
-        Stage(
-            "train the judge",
-            train_classifier,
-            settings.TrainClassifierConfig(output=classifier, heldout=heldout, **images, **scale.classifier, **make),
-            scale.seconds["classifier"],
-        ),
-    ]
-    both_sources: list[tuple[str, Path, Views]] = [
-        (config.data, codes, scale.views),
-        (heldout, heldout_codes, "centre"),
-    ]
-    encode_both = [
-        Stage(
-            f"encode {source}",
-            encode,
-            settings.EncodeConfig(data=source, tokenizer=tokenizer, output=output, views=views, **make),
-            scale.seconds["encode"],
-        )
-        for source, output, views in both_sources
-    ]
-    extract_both = [
-        Stage(
-            f"extract the {name} prior",
-            extract,
-            settings.ExtractConfig(codebook=tokenizer, n_clusters=0.5, method=name, usage=codes, output=prior, **make),
-            5,
-        )
-        for name, prior in priors.items()
-    ]
-    replace_tokens = Stage(
-        "replace tokens within their clusters",
-        reconstruct,
-        settings.ReconstructConfig(
-            data=heldout,
-            tokenizer=tokenizer,
-            priors=tuple(priors.values()),
-            features=classifier,
-            n_images=scale.n_scored,
-            output=folder / "replacement",
-            **make,
-        ),
-        scale.seconds["reconstruct"],
-    )
+    data: str
+    """A name of `SCALES`."""
+    folder: Path
+    seed: int = 0
+    device: str = "auto"
 
-    def train_model(name: str, **changes: Any) -> Stage:
-        given: dict[str, Any] = {**scale.model, **changes}
-        return Stage(
-            f"train {name}",
-            train,
-            settings.TrainConfig(
-                codes=codes, heldout_codes=heldout_codes, output=folder / "models" / name, **given, **make
-            ),
-            scale.seconds["train"],
-        )
+    @cached_property
+    def scale(self) -> Scale:
+        return SCALES[self.data]
 
-    def judge_samples(name: str, model: str, refine: Path | None = None) -> Chain:
-        samples = folder / "samples" / name
+    @property
+    def heldout(self) -> str:
+        return f"{self.data}:heldout"
+
+    @property
+    def common(self) -> dict[str, Any]:
+        return {"seed": self.seed, "device": self.device, "overwrite": True}
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.folder / "tokenizer"
+
+    @property
+    def codes(self) -> Path:
+        return self.folder / "codes"
+
+    @property
+    def heldout_codes(self) -> Path:
+        return self.folder / "codes-heldout"
+
+    @property
+    def classifier(self) -> Path:
+        return self.folder / "classifier"
+
+    def prior(self, name: str) -> Path:
+        return self.folder / "priors" / f"{name}.safetensors"
+
+    def model(self, name: str) -> Path:
+        return self.folder / "models" / name
+
+    def phases(self, *, full: bool) -> list[Phase]:
+        """Everything, in order; with `full`, every objective."""
+        priors: dict[str, Any] = {name: {"prior": self.prior(name)} for name in ("kmeans", "dcpe")}
+        generators = [[self.train(name, **priors.get(name, {})), *self.judge(name, name)] for name in VARIANTS]
+        second_stage: list[Phase] = []
+        if full:
+            dcpe = priors["dcpe"]
+            generators += [[self.train(name, objective=name, **dcpe), *self.judge(name, name)] for name in FULL]
+            generators.append([self.train("refine", objective="refine", n_layers=1, **dcpe)])
+            second_stage = [[self.judge(REFINED, "dcpe", refine=self.model("refine"))]]
+        extractions = [[self.extract(name, method=name)] for name in priors]
         return [
-            Stage(
-                f"sample {name}",
-                sample,
-                settings.SampleConfig(
-                    checkpoint=folder / "models" / model,
-                    refine=refine,
-                    tokenizer=tokenizer,
-                    cfg_scale=2.0,
-                    n_images=scale.n_samples,
-                    output=samples,
-                    **make,
-                ),
-                scale.seconds["sample"],
-            ),
-            Stage(
-                f"score {name}",
-                evaluate,
-                settings.EvaluateConfig(
-                    samples=samples,
-                    reference=heldout,
-                    baseline=config.data,
-                    features=str(classifier),
-                    output=folder / "evaluations" / name,
-                    **make,
-                ),
-                scale.seconds["evaluate"],
-            ),
+            *self.preparation(),
+            extractions,
+            [*generators, [self.replace_tokens(*map(self.prior, priors))]],
+            *second_stage,
+            [[self.report()]],
         ]
 
-    generators = [[train_model(name, prior=priors.get(name)), *judge_samples(name, name)] for name in VARIANTS]
-    second_stage: list[Phase] = []
-    if config.full:
-        dcpe: dict[str, Any] = {"prior": priors["dcpe"]}
-        generators += [[train_model(name, objective=name, **dcpe), *judge_samples(name, name)] for name in FULL]
-        generators.append([train_model("refine", objective="refine", n_layers=1, **dcpe)])
-        second_stage = [[judge_samples(REFINED, "dcpe", folder / "models" / "refine")]]
+    def preparation(self) -> list[Phase]:
+        """A tokenizer, a judge, and the codes of both halves of the data."""
+        scale = self.scale
+        images: dict[str, Any] = {"data": self.data, "image_size": scale.image_size}
+        tokenizer = settings.TrainTokenizerConfig(output=self.tokenizer, **images, **scale.tokenizer, **self.common)
+        classifier = settings.TrainClassifierConfig(
+            output=self.classifier, heldout=self.heldout, **images, **scale.classifier, **self.common
+        )
+        return [
+            [
+                [Stage("train the tokenizer", train_tokenizer, tokenizer, scale.seconds["tokenizer"])],
+                [Stage("train the judge", train_classifier, classifier, scale.seconds["classifier"])],
+            ],
+            [
+                [self._encode(self.data, self.codes, scale.views)],
+                [self._encode(self.heldout, self.heldout_codes, "centre")],
+            ],
+        ]
 
-    title = f"codeprior demo: {config.data}"
-    write = Stage("report", report, settings.ReportConfig(folder=folder, title=title, **common), 5)
-    return [
-        [[stage] for stage in train_both],
-        [[stage] for stage in encode_both],
-        [[stage] for stage in extract_both],
-        [*generators, [replace_tokens]],
-        *second_stage,
-        [[write]],
-    ]
+    def _encode(self, data: str, output: Path, views: Views) -> Stage:
+        config = settings.EncodeConfig(data=data, tokenizer=self.tokenizer, output=output, views=views, **self.common)
+        return Stage(f"encode {data}", encode, config, self.scale.seconds["encode"])
 
+    def extract(self, name: str, **changes: Any) -> Stage:
+        """A prior at half of the codes, unless changed."""
+        given: dict[str, Any] = {"n_clusters": 0.5, "usage": self.codes, **self.common, **changes}
+        config = settings.ExtractConfig(codebook=self.tokenizer, output=self.prior(name), **given)
+        return Stage(f"extract the {name} prior", extract, config, 5)
 
-def _run_chain(chain: Chain) -> dict[str, dict[str, Any]]:
-    """Results of a chain's stages by their names."""
-    return {stage.name: stage.verb(stage.config) for stage in chain}
+    def train(self, name: str, **changes: Any) -> Stage:
+        """A transformer on the codes."""
+        given: dict[str, Any] = {**self.common, **self.scale.model, **changes}
+        inputs: dict[str, Any] = {"codes": self.codes, "heldout_codes": self.heldout_codes}
+        config = settings.TrainConfig(output=self.model(name), **inputs, **given)
+        return Stage(f"train {name}", train, config, self.scale.seconds["train"])
 
+    def judge(self, name: str, model: str, **changes: Any) -> Chain:
+        """Samples of a model, and their scores."""
+        scale, samples, scores = self.scale, self.folder / "samples" / name, self.folder / "evaluations" / name
+        given: dict[str, Any] = {"cfg_scale": 2.0, "n_images": scale.n_samples, **self.common, **changes}
+        inputs: dict[str, Any] = {"checkpoint": self.model(model), "tokenizer": self.tokenizer}
+        making = settings.SampleConfig(output=samples, **inputs, **given)
+        judges: dict[str, Any] = {"reference": self.heldout, "baseline": self.data, "features": str(self.classifier)}
+        judging = settings.EvaluateConfig(samples=samples, output=scores, **judges, **self.common)
+        return [
+            Stage(f"sample {name}", sample, making, scale.seconds["sample"]),
+            Stage(f"score {name}", evaluate, judging, scale.seconds["evaluate"]),
+        ]
 
-def _workers(n_workers: int) -> ProcessPoolExecutor:
-    """Processes of one thread each, which end with this one."""
-    return ProcessPoolExecutor(n_workers, get_context("spawn"), _begin_worker, (os.getpid(),))
+    def replace_tokens(self, *priors: Path) -> Stage:
+        """The token replacement test."""
+        config = settings.ReconstructConfig(
+            data=self.heldout,
+            tokenizer=self.tokenizer,
+            priors=priors,
+            features=self.classifier,
+            n_images=self.scale.n_scored,
+            output=self.folder / "replacement",
+            **self.common,
+        )
+        return Stage("replace tokens within their clusters", reconstruct, config, self.scale.seconds["reconstruct"])
 
-
-def _begin_worker(parent: int) -> None:
-    import torch
-
-    torch.set_num_threads(1)
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # ends at once and in silence: the first process says what there is to say
-    os.environ["CODEPRIOR_PROGRESS"] = "lines"  # bars of several processes would overwrite each other
-
-    def end_with_parent() -> None:  # so that nobody works on in a folder whose run was killed
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    Thread(target=end_with_parent, daemon=True).start()
-
-
-def _remaining(phases: list[Phase], number: int, n_workers: int, elapsed_s: float) -> str:
-    """How long the rest takes at the pace so far; nothing is said before there is a pace."""
-
-    def expected_s(phase: Phase) -> float:
-        chains = [sum(stage.seconds for stage in chain) for chain in phase]
-        return max(max(chains), sum(chains) / n_workers)
-
-    past_s = sum(map(expected_s, phases[:number]))
-    left_s = sum(map(expected_s, phases[number:]))
-    return f" (about {left_s * elapsed_s / past_s:.0f} s left)" if past_s else ""
+    def report(self) -> Stage:
+        """The page on all of it."""
+        title = f"codeprior demo: {self.data}"
+        config = settings.ReportConfig(folder=self.folder, title=title, seed=self.seed, device=self.device)
+        return Stage("report", report, config, 5)
 
 
 def _scores(result: dict[str, Any]) -> dict[str, Any]:
