@@ -1,6 +1,6 @@
 """Time and memory of loss and backward pass at 32 x 256 tokens, vocabulary 16,384, width 768, beside plain PyTorch's.
 
-    python benchmarks/bench_losses.py            # both precisions and the whole step; minutes
+    python benchmarks/bench_losses.py            # both precisions and the whole step; ten minutes
     python benchmarks/bench_losses.py --tokens 1024 --repeats 2    # seconds
 
 The peers hold all logits: cross-entropy as LlamaGen trains with it, and IAR's loss as its code makes it, log-sum-exp
@@ -97,7 +97,13 @@ def measure(n_tokens: int, precision: str, repeats: int) -> list[dict[str, Any]]
     rows: list[dict[str, Any]] = []
     for name in runs:
         memory = in_a_process(__file__, "--memory-of", name, "--tokens", str(n_tokens), "--precision", precision)
-        row = {"loss": name, "time_s": median(times[name]), "cpu_s": median(times[f"{name} cpu"]), **memory}
+        row = {
+            "loss": name,
+            "n_tokens": n_tokens,
+            "time_s": median(times[name]),
+            "cpu_s": median(times[f"{name} cpu"]),
+            **memory,
+        }
         rows.append({"name": f"{name}, {n_tokens} tokens, {precision}", "precision": precision, **row})
     for row in rows:
         peer = next(other for other in rows if other["loss"] == (IAR if row["loss"].startswith("iar,") else PLAIN))
@@ -157,7 +163,7 @@ def measure_step(precision: str, repeats: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=32 * 256)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="one alone; default: both")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -2,10 +2,10 @@
 
     python benchmarks/bench_objectives.py    # digits; an hour on two cores; if killed, run it again to continue
     python benchmarks/bench_objectives.py --data photos12 --seeds 0 1 2    # some hours
-    python benchmarks/bench_objectives.py --tables    # the tables of docs/objectives.md, from the newest results
 
 Tokenizer, judge, codes and priors are made once, by the demo's recipe; every seed trains, samples and scores every
-objective. So ± is the spread over training and sampling, with one tokenizer and one set of clusters.
+objective. So the spread is that over training and sampling, with one tokenizer and one set of clusters.
+table_objectives.py puts the results into docs/objectives.md.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import RESULTS, in_a_process, interleaved, median, write_results
+from harness import in_a_process, interleaved, median, write_results
 
 from codeprior.artifact import read_manifest
 from codeprior.codes import CodeStore
@@ -31,7 +31,6 @@ from codeprior.objectives import build
 from codeprior.prior import CodebookPrior
 from codeprior.stages import Chain, run
 
-PAGE = Path(__file__).parent.parent / "docs" / "objectives.md"
 FEW = 1 / 16  # clusters a code: the papers' IAR has 1/32 (DCPE) to 1/128 (IAR) of 16,384
 
 PRIORS: dict[str, dict[str, Any]] = {
@@ -211,76 +210,14 @@ def step_of(recipe: Recipe, codes: CodeStore, model: Model) -> Callable[[torch.T
     return step
 
 
-def table(data: str, rows: list[dict[str, Any]], results: dict[str, Any], place: Path) -> Iterator[str]:
-    """The rows as Markdown."""
-    network = next(name for row in rows for name in row if name.startswith("FD["))[3:-1]
-    columns = {
-        "held-out nats per token ↓": ("heldout_nats_per_token", "{:.3f}"),
-        "class consistency ↑": ("class_consistency", "{:.1%}"),
-        f"FD[{network}] ↓": (f"FD[{network}]", "{:.2f}"),
-        f"KD[{network}] ↓": (f"KD[{network}]", "{:.3f}"),
-        f"recall[{network}] ↑": (f"recall[{network}]", "{:.1%}"),
-    }
-    yield f"| {data} | clusters | parameters | {' | '.join(columns)} | tokens/s in training |"
-    yield "|---" * (len(columns) + 4) + "|"
-    for row in rows:
-        cells = [row["title"], f"{row['n_clusters']:,}" if row.get("n_clusters") else ""]
-        cells.append(f"{row['n_parameters']:,}" if "n_parameters" in row else "")
-        cells += [cell(row.get(key), form) for key, form in columns.values()]
-        cells.append(f"{row['training_tokens_per_s']:,}" if "training_tokens_per_s" in row else "")
-        yield f"| {' | '.join(cells)} |"
-    machine, n_seeds = results["machine"], len(rows[0]["seeds"])
-    yield ""
-    yield (
-        f"Mean ± standard deviation over {n_seeds} seeds. {machine['processor']}, one core a run; "
-        f"[`{place.name}`](../benchmarks/results/{place.name}), made by `{results['command']}`."
-    )
-
-
-def cell(measured: dict[str, Any] | None, form: str) -> str:
-    """A number with its spread over seeds; none where it has no meaning."""
-    if measured is None:
-        return ""
-    sd = measured.get("sd")
-    return form.format(measured["mean"]) + ("" if sd is None else f" ± {form.format(sd)}")
-
-
-def write_tables(check: bool) -> None:
-    """Put the newest results of each data set into the page, between its markers."""
-    text = updated = PAGE.read_text()
-    for data in SCALES:
-        place, results = newest(data)
-        rows = [row for row in results["rows"] if row["name"].startswith(f"{data}, ")]
-        begin, end = (f"<!-- objectives on {data}: {side} -->" for side in ("begin", "end"))
-        head, rest = updated.split(begin)
-        lines = "\n".join(table(data, rows, results, place))
-        updated = f"{head}{begin}\n{lines}\n{end}{rest.split(end)[1]}"
-    if check:
-        raise SystemExit(None if updated == text else f"the tables of {PAGE.name} are not those of the newest results")
-    PAGE.write_text(updated)
-
-
-def newest(data: str) -> tuple[Path, dict[str, Any]]:
-    for path in sorted(RESULTS.glob("*.json"), reverse=True):
-        results = json.loads(path.read_text()).get(f"objectives on {data}")
-        if results is not None:
-            return path, results
-    raise SystemExit(f"no results on {data} in {RESULTS}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", choices=list(SCALES), default="digits")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--output", type=Path, help="folder of the runs; default: runs/objectives-<data>")
     parser.add_argument("--repeats", type=int, default=20, help="steps that are timed of each model")
-    parser.add_argument("--tables", action="store_true", help="only write the page's tables")
-    parser.add_argument("--check", action="store_true", help="only say whether they are those of the newest results")
     parser.add_argument("--speeds", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.tables or args.check:
-        write_tables(args.check)
-        return
     recipe = Recipe(args.data, args.output or Path("runs") / f"objectives-{args.data}", device="cpu")
     if args.speeds:
         print(json.dumps(speeds(recipe, args.repeats)))
@@ -289,8 +226,7 @@ def main() -> None:
     timing = ["--speeds", "--data", args.data, "--output", str(recipe.folder), "--repeats", str(args.repeats)]
     rows = gather(recipe, args.seeds, in_a_process(__file__, *timing))
     command = f"python benchmarks/bench_objectives.py --data {args.data} --seeds {' '.join(map(str, args.seeds))}"
-    place = write_results(f"objectives on {args.data}", command, rows)
-    print(*table(args.data, rows, json.loads(place.read_text())[f"objectives on {args.data}"], place), sep="\n")
+    print(write_results(f"objectives on {args.data}", command, rows))
 
 
 if __name__ == "__main__":

@@ -46,8 +46,9 @@ def test_the_commands_of_the_readme_run_in_order(tmp_path, monkeypatch, capsys):
     assert "→ runs/report.html" in capsys.readouterr().out
 
 
-def test_the_benchmark_table_is_that_of_the_newest_result_file():
-    script = ROOT / "benchmarks" / "table.py"
+@pytest.mark.parametrize("script", ["table.py", "table_objectives.py"])
+def test_the_benchmark_tables_are_those_of_the_newest_result_file(script):
+    script = ROOT / "benchmarks" / script
     done = subprocess.run([sys.executable, script, "--check"], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
