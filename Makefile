@@ -48,7 +48,7 @@ endif
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet torch==2.13.0
-	.venv-lock/bin/python -m pip install --quiet --editable '.[data,test,lint,bench]'
+	.venv-lock/bin/python -m pip install --quiet --editable '.[data,track,test,lint,bench]'
 	.venv-lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt
 	rm -rf .venv-lock
 

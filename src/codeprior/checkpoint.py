@@ -77,6 +77,22 @@ class Checkpoint(Shared):
     prior: CodebookPrior | None = None
     made: Manifest | None = field(default=None, repr=False)
 
+    @classmethod
+    def of(
+        cls,
+        weights: Mapping[str, Tensor],
+        config: CheckpointConfig,
+        prior: CodebookPrior | None,
+        device: torch.device | str = "cpu",
+        what: str = "the weights",
+        made: Manifest | None = None,
+    ) -> Checkpoint:
+        """A checkpoint of weights, which are not copied where they are on the device; every name and shape must fit."""
+        with on_meta():
+            model = Transformer(config.model)
+        load_strictly(model, weights, what, assign=True)
+        return cls(model.to(device).eval(), config, prior, made)
+
     @cached_property
     def digest(self) -> str:
         """Digest of the folder that it was loaded from; of its weights and config, if it was made in memory."""
@@ -140,14 +156,11 @@ def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu", *, a
     """
     manifest = read_manifest(folder, Checkpoint.kind)
     config = read_config(manifest.path(CONFIG))
-    with on_meta():
-        model = Transformer(config.model)
     weights = manifest.path(AVERAGE if average else WEIGHTS)
     if average and not weights.exists():
         raise InputError(f"{folder} keeps no averaged weights; it was trained without --ema-decay")
-    load_strictly(model, read_tensors(weights)[0], str(weights), assign=True)
     prior = None if config.prior_digest is None else CodebookPrior.load(manifest.path(PRIOR))
-    return Checkpoint(model.to(device).eval(), config, prior, manifest)
+    return Checkpoint.of(read_tensors(weights)[0], config, prior, device, str(weights), manifest)
 
 
 def read_config(path: Path) -> CheckpointConfig:

@@ -76,6 +76,12 @@ class TrainConfig(MakeConfig):
     """Held-out images to validate on, at most."""
     validate_every: int = 100
     """Steps between validations."""
+    sample_every: int = field(default=0, metadata=NOT_IDENTITY)
+    """Steps between pictures of what the model makes, previews/00000100.png and the like; 0 makes none."""
+    tokenizer: Path | None = field(default=None, metadata=NOT_IDENTITY)
+    """Tokenizer to decode them with, as that of `sample`."""
+    cfg_scale: float = field(default=1.5, metadata=NOT_IDENTITY)
+    """Their classifier-free guidance; 1 is none."""
     checkpoint_every: int = field(default=100, metadata=NOT_IDENTITY)
     """Steps between checkpoints."""
     keep: int = field(default=2, metadata=NOT_IDENTITY)
@@ -94,7 +100,16 @@ class TrainConfig(MakeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "steps", "batch_size", "lr", "grad_clip", "heldout_images")
-        require_positive(self, "validate_every", "checkpoint_every", "keep")
+        require_positive(self, "validate_every", "checkpoint_every", "keep", "cfg_scale")
+        require(self.sample_every >= 0, f"sample_every must be 0 (never) or more, got {self.sample_every}")
+        require(
+            (self.sample_every > 0) == (self.tokenizer is not None),
+            "sample_every and tokenizer go together: pictures are made every so many steps, decoded by the tokenizer",
+        )
+        require(
+            not self.sample_every or self.cfg_scale == 1 or self.class_dropout > 0,
+            "without class dropout there is no guidance; give --cfg-scale 1",
+        )
         require(self.n_layers is None or self.n_layers > 0, f"n_layers must be positive, got {self.n_layers}")
         require(
             self.peak_tflops is None or self.peak_tflops > 0, f"peak_tflops must be positive, got {self.peak_tflops}"

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -81,12 +82,11 @@ class Maker:
     tokenizer: Tokenizer
     conditions: Conditions
     prefixes: Prefixes | None
+    refiner: Checkpoint | None
     choose: Chooser
     engine: Engine
     precision: str
     """Of the transformer's products: "fp32" or "bf16"."""
-    inputs: dict[str, str]
-    """Digests of all that it is made from."""
 
     @classmethod
     def of(cls, config: SampleConfig, device: torch.device) -> Maker:
@@ -99,22 +99,27 @@ class Maker:
         """
         checkpoint = load_checkpoint(config.checkpoint, device, average=config.ema)
         tokenizer = load_tokenizer(config.tokenizer, device)
+        refiner = None if config.refine is None else load_checkpoint(config.refine, device, average=config.ema)
+        return cls.around(config, device, checkpoint, tokenizer, refiner)
+
+    @classmethod
+    def around(
+        cls,
+        config: SampleConfig,
+        device: torch.device,
+        checkpoint: Checkpoint,
+        tokenizer: Tokenizer,
+        refiner: Checkpoint | None = None,
+    ) -> Maker:
+        """The same of a checkpoint, whose model is made ready in place, and a tokenizer that have been opened."""
         checkpoint.config.verify(tokenizer.codebook.digest, "the tokenizer", len(tokenizer.codebook))
         if config.cfg_scale != 1 and not checkpoint.config.model.null_class:
             raise InputError(
                 "this checkpoint was trained without class dropout and knows no guidance; use --cfg-scale 1"
             )
-        refiner = None if config.refine is None else load_checkpoint(config.refine, device, average=config.ema)
         choose = chooser(checkpoint, refiner, config.pick, config.refine_temperature)
         prefixes = Prefixes.of(checkpoint, config, tokenizer)
         conditions = Conditions.of(checkpoint, config, prefixes, device)
-        inputs = {
-            "checkpoint": checkpoint.digest,
-            "tokenizer": tokenizer.digest,
-            "refine": None if refiner is None else refiner.digest,
-            "captions": conditions.digest,
-            "prefix_images": None if prefixes is None else prefixes.images.digest,
-        }
         precision = resolve_precision(config.precision, device)
         compiles = device.type == "cuda" if config.compile is None else config.compile
         pack(checkpoint.model, precision, in_order=not compiles)
@@ -125,11 +130,23 @@ class Maker:
             tokenizer,
             conditions,
             prefixes,
+            refiner,
             choose,
             engine=CompiledEngine() if compiles else Engine(),
             precision=precision,
-            inputs={name: digest for name, digest in inputs.items() if digest is not None},
         )
+
+    @cached_property
+    def inputs(self) -> dict[str, str]:
+        """Digests of all that it is made from."""
+        digests = {
+            "checkpoint": self.checkpoint.digest,
+            "tokenizer": self.tokenizer.digest,
+            "refine": None if self.refiner is None else self.refiner.digest,
+            "captions": self.conditions.digest,
+            "prefix_images": None if self.prefixes is None else self.prefixes.images.digest,
+        }
+        return {name: digest for name, digest in digests.items() if digest is not None}
 
     @property
     def image_size(self) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -219,6 +220,14 @@ class Team:
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Give values to the trackers."""
         self._accelerator.log(dict(values), step)
+
+    def log_images(self, name: str, images: np.ndarray, step: int) -> None:
+        """Give images uint8 (n, H, W, 3) to those trackers that show some."""
+        for tracker in self._accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.log_images({name: images}, step=step, dataformats="NHWC")
+            elif tracker.name == "wandb":
+                tracker.log_images({name: list(images)}, step=step)
 
     def __enter__(self) -> Team:
         return self

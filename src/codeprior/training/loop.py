@@ -23,7 +23,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from codeprior.artifact import Workspace
-from codeprior.checkpoint import CheckpointConfig, save_checkpoint
+from codeprior.checkpoint import Checkpoint, CheckpointConfig, save_checkpoint
 from codeprior.codes import CodeStore
 from codeprior.config import TrainConfig
 from codeprior.device import resolve_precision
@@ -42,6 +42,7 @@ from codeprior.training.distributed import Team
 from codeprior.training.inputs import Inputs
 from codeprior.training.interruption import Interruption
 from codeprior.training.logs import peak_memory_bytes, peak_tflops, speed
+from codeprior.training.previews import Previews
 
 STEPS_BETWEEN_LOGS = 10
 _MATH_ATTENTION_TOKENS = 256  # beyond, its T x T matrices cost more memory than its speed is worth
@@ -136,6 +137,7 @@ class Run:
         self.record = Record(**(team.together(lambda: self.states.load(self.tensors, team.read)) or {}))
         self.nats_sum = torch.tensor(self._own_nats_sum(), device=team.device)  # there, so that no step waits for it
         self.grad_norm = torch.zeros((), device=team.device)
+        self.previews = team.main_does(self._open_previews)
         self.metrics = team.main_does(self._open_metrics)
 
     def _say_what_is_known(self) -> tuple[dict[str, Any], list[str]]:
@@ -157,6 +159,11 @@ class Run:
             metrics.write(step=0, **self.sanity)
         self.team.track(self.config.settings(), self.config.output.name)
         return metrics
+
+    def _open_previews(self) -> Previews | None:
+        if not self.config.sample_every:
+            return None
+        return Previews(self.config, self.inputs.codes, self._description(), self.team.device)
 
     @property
     def averaged(self) -> Transformer | None:
@@ -186,6 +193,8 @@ class Run:
                 self._log()
             if self.inputs.heldout is not None and (step % config.validate_every == 0 or last):
                 self._validate(self.inputs.heldout)
+            if config.sample_every and (step % config.sample_every == 0 or last):
+                self._preview()
             stop = team.largest(interruption.signal)
             if not last and (stop or step % config.checkpoint_every == 0):
                 self._save()
@@ -261,6 +270,17 @@ class Run:
         size = self.config.batch_size // (self.team.size * self.config.accumulate)
         n_rounds = -(-len(chosen) // (size * self.team.size))
         return iter(np.array_split(chosen, n_rounds * self.team.size)[self.team.rank :: self.team.size])
+
+    def _preview(self) -> None:
+        """Draw what the model makes, that of the averaged weights if they are kept: a copy, in the main process."""
+        weights = self.team.whole((self.averaged or self.model).state_dict())
+
+        def draw() -> None:
+            assert self.previews is not None
+            checkpoint = Checkpoint.of(weights, self._description(), self._kept_prior, self.team.device)
+            self.team.log_images("samples", self.previews.draw(checkpoint, self.record.step), self.record.step)
+
+        self.team.main_does(draw)
 
     def _save(self) -> None:
         record = replace(self.record, nats_sums=tuple(self.team.gather(float(self.nats_sum))))
