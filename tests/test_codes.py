@@ -255,3 +255,15 @@ def test_photographs_at_ten_crops_killed_three_times_are_those_of_an_unbroken_ru
     encode(dataclasses.replace(config, output=tmp_path / "unbroken"))
     assert content(tmp_path / "killed") == content(tmp_path / "unbroken")
     assert CodeStore.open(tmp_path / "killed").codes.shape == (200, 10, 4)
+
+
+def test_on_several_threads_the_codes_are_those_of_one(killable, tmp_path):
+    config, unbroken = dataclasses.replace(killable[0], output=tmp_path / "threads"), killable[1]
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        encode(config)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(n_threads)
+    assert content(config.output) == unbroken

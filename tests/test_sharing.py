@@ -135,6 +135,9 @@ def test_the_verbs_push_and_then_take_the_hub_for_a_folder(tiny, checkpoint, hub
     assert read_manifest(tmp_path / "here").digest == read_manifest(tmp_path / "there").digest
     assert Codebook.load("hf:me/vq").digest == load_tokenizer(tiny / "tokenizer").codebook.digest
     assert CodebookPrior.load("hf:me/dcpe").digest == CodebookPrior.load("hf:me/dcpe/prior.safetensors").digest
+    main(["train", "--codes", str(tiny / "codes"), "--prior", "hf:me/dcpe", "--steps", "1", "--batch-size", "8",
+          "--device", "cpu", "--output", str(tmp_path / "trained")])  # fmt: skip
+    main(["extract", "hf:me/vq", "--output", str(tmp_path / "p.safetensors")])
     capsys.readouterr()
     main(["inspect", "hf:me/dcpe"])
     assert "kind             prior" in capsys.readouterr().out

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,11 @@ from codeprior.crops import N_VIEWS
 from codeprior.device import resolve_device
 from codeprior.errors import InputError
 from codeprior.images import BadImageError, ImageSet, open_images
-from codeprior.parts import Parts, Rows, read_ahead, waiting
+from codeprior.parts import Parts, Rows, in_order, read_ahead, waiting
 from codeprior.pixels import to_tensor
 from codeprior.shards import Shard
 from codeprior.tokenizers import Tokenizer, load_tokenizer
+from codeprior.tokenizers.folder import FolderTokenizer
 
 CODES = "codes.npy"
 LABELS = "labels.npy"
@@ -117,9 +120,12 @@ def encode(config: EncodeConfig) -> dict[str, Any]:
             def read(numbers: range) -> tuple[np.ndarray, dict[int, str]]:
                 return _read_views(images, numbers, writer, skip=config.bad_images == "skip")
 
+            def compute(found: tuple[np.ndarray, dict[int, str]]) -> Rows:
+                return encode_views(tokenizer, found[0], batch_size, device), found[1]
+
             def batches(run: range) -> Iterator[Rows]:
-                for views, bad in read_ahead(read, run, group):
-                    yield encode_views(tokenizer, views, batch_size, device), bad
+                with _one_by_one_or_together(tokenizer, device) as encoded:
+                    yield from encoded(compute, read_ahead(read, run, group))
 
             writer.write(workspace, len(images), group, batches, "encode")
             writer.finish(workspace, lambda: images.labels, images.class_names, images.skipped)
@@ -231,6 +237,24 @@ def _read_views(
                 raise
             bad[number] = error.reason
     return np.stack(views) if views else np.empty((0, writer.shape[0], 0, 0, 3), np.uint8), bad
+
+
+@contextlib.contextmanager
+def _one_by_one_or_together(tokenizer: Tokenizer, device: torch.device) -> Iterator[Callable[..., Iterator[Rows]]]:
+    """How groups of views are encoded, in their order: on a CPU several at once, each by one thread.
+
+    That spares threads the waiting for each other in every layer, and the codes do not depend on how many there are. A
+    GPU does not need it, and a tokenizer of somebody's own may not bear it.
+    """
+    n_threads = torch.get_num_threads()
+    if device.type != "cpu" or n_threads == 1 or not isinstance(tokenizer, FolderTokenizer):
+        yield map
+        return
+    try:
+        with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield lambda work, items: in_order(pool, work, items, n_threads)
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def encode_views(tokenizer: Tokenizer, views: np.ndarray, batch_size: int, device: torch.device) -> np.ndarray:

@@ -13,7 +13,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ SECONDS_BETWEEN_RECORDS = 2.0
 _ROWS_COPIED_AT_ONCE = 4096
 
 Read = TypeVar("Read")
+Item = TypeVar("Item")
 Rows = tuple[np.ndarray, dict[int, str]]
 """Consecutive items: a row of each good one, and why the others have none, by their number."""
 
@@ -171,10 +172,18 @@ def waiting(shard: Shard) -> dict[str, Any]:
 def read_ahead(read: Callable[[range], Read], run: range, group: int) -> Iterator[Read]:
     """What `read` gives of groups of a run, in order, by threads that read while those before are worked on."""
     groups = [range(start, min(start + group, run.stop)) for start in range(run.start, run.stop, group)]
-    n_ahead = 2 * available_threads()
     with ThreadPoolExecutor(available_threads()) as pool:
-        coming = deque(pool.submit(read, numbers) for numbers in groups[:n_ahead])
-        for following in [*groups[n_ahead:], *[None] * min(n_ahead, len(groups))]:
+        yield from in_order(pool, read, groups, 2 * available_threads())
+
+
+def in_order(
+    pool: ThreadPoolExecutor, work: Callable[[Item], Read], items: Iterable[Item], n_ahead: int
+) -> Iterator[Read]:
+    """Results in the order of the items, of which threads work on up to `n_ahead` more while one is waited for."""
+    coming: deque[Future[Read]] = deque()
+    for item in items:
+        coming.append(pool.submit(work, item))
+        if len(coming) > n_ahead:
             yield coming.popleft().result()
-            if following is not None:
-                coming.append(pool.submit(read, following))
+    while coming:
+        yield coming.popleft().result()
