@@ -25,7 +25,7 @@ from codeprior.tokenizers import load_tokenizer
 from codeprior.tokenizers.gigatok import GigaTok, GigaTokConfig
 from codeprior.tokenizers.vqgan import VQGAN, VQGANConfig, VQGANTokenizer, preset
 from codeprior.training.loop import train
-from recorded import save_legacy, weight_named
+from recorded import rebuild, save_legacy, weight_named
 
 VQ = VQGANConfig(32, (1, 2, 2), 2, 3, 16, codebook_size=32)
 CNN = {"encoder_multipliers": (1, 2), "decoder_multipliers": (1, 2), "channels": 32, "image_size": 8}
@@ -191,10 +191,9 @@ def test_a_released_file_says_its_own_name(tmp_path):
 
 @pytest.fixture(scope="module")
 def originals(tiny, tmp_path_factory):
-    """A tokenizer and a transformer of ours in the originals' files: as LlamaGen would have written them."""
+    """A transformer of ours, and in an original's file: as LlamaGen would have written it."""
     folder = tmp_path_factory.mktemp("originals")
     train(TrainConfig(codes=tiny / "codes", output=folder / "gpt", steps=2, batch_size=16, device="cpu"))
-    converted(tiny / "tokenizer", folder / "vq.pt")
     converted(folder / "gpt", folder / "gpt.pt")
     return folder
 
@@ -392,14 +391,44 @@ def test_what_exists_is_not_overwritten_unasked(tmp_path):
 
 
 def test_models_that_no_original_has_stay_folders(tiny, tmp_path):
+    with pytest.raises(InputError, match="normalises in 8 groups, the originals in 32: it stays a folder"):
+        converted(tiny / "tokenizer", tmp_path / "vq.pt")
     config = {"codes": tiny / "codes", "prior": tiny / "prior.safetensors", "steps": 2, "batch_size": 16}
     train(TrainConfig(output=tmp_path / "factorised", objective="factorised", device="cpu", **config))
     with pytest.raises(InputError, match="objective factorised has layers that no original has"):
         converted(tmp_path / "factorised", tmp_path / "gpt.pt")
     train(TrainConfig(output=tmp_path / "cluster", objective="cluster", device="cpu", **config))
     assert "its tokens are clusters" in converted(tmp_path / "cluster", tmp_path / "gpt.pt")["warnings"][0]
+    torch.save(torch.arange(16), tmp_path / "mapping.pt")
+    with pytest.raises(InputError, match="a model with a prior cannot be renumbered"):
+        converted(tmp_path / "cluster", tmp_path / "renumbered", mapping=tmp_path / "mapping.pt")
     with pytest.raises(InputError, match="holds a codes; only tokenizers and checkpoints are converted"):
         converted(tiny / "codes", tmp_path / "codes.pt")
+
+
+def test_a_folder_of_ours_is_not_converted_into_another(tmp_path):
+    torch.save({"model": vq_weights()}, tmp_path / "vq.pt")
+    converted(tmp_path / "vq.pt", tmp_path / "folder")
+    with pytest.raises(InputError, match=r"is a folder of ours already; give an --output that ends in \.pt"):
+        converted(tmp_path / "folder", tmp_path / "other")
+
+
+def test_what_the_written_file_will_not_tell_is_said(tmp_path):
+    with on_meta():
+        model = VQGAN(replace(VQ, normalize=False))
+    VQGANTokenizer(rebuild(model), 16).save_pretrained(tmp_path / "raw")
+    told = converted(tmp_path / "raw", tmp_path / "raw.pt")["warnings"]
+    assert told == ["the file alone does not tell, and must be told: normalize = False"]
+
+
+def test_buffers_are_no_parameters(tmp_path):
+    torch.save(gpt_weights(n_classes=0, caption_dim=8), tmp_path / "t2i.pt")
+    result = converted(tmp_path / "t2i.pt", tmp_path / "t2i", image_size=64, n_heads=4)
+    model = load_checkpoint(tmp_path / "t2i").model
+    assert result["n_parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    torch.save(vq_weights(), tmp_path / "vq.pt")
+    result = converted(tmp_path / "vq.pt", tmp_path / "vq")
+    assert result["n_parameters"] == load_tokenizer(tmp_path / "vq").facts()["n_parameters"]
 
 
 def test_llamagens_own_class_takes_the_file_strictly(tmp_path):

@@ -7,7 +7,8 @@ models compute in float32 whatever the file holds; that is decided when they are
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +16,6 @@ from torch import Tensor
 
 from codeprior.artifact import Workspace, is_artifact, read_manifest, write_atomically, write_json
 from codeprior.checkpoint import AVERAGE, Checkpoint, CheckpointConfig, read_config
-from codeprior.checkpoint import CONFIG as CHECKPOINT_CONFIG
-from codeprior.checkpoint import WEIGHTS as CHECKPOINT_WEIGHTS
 from codeprior.config import ConvertConfig
 from codeprior.errors import InputError
 from codeprior.exchange import read_class_names
@@ -28,11 +27,11 @@ from codeprior.rearrangement import read_mapping
 from codeprior.tensors import digest_tensors, read_stored, read_tensors, save_tensors
 from codeprior.tokenizers.folder import CONFIG, OF_TRAINING, WEIGHTS, FolderTokenizer, read_folder
 from codeprior.tokenizers.gigatok_files import read_yaml
-from codeprior.tokenizers.loading import load_tokenizer
-from codeprior.weights import open_checkpoint
+from codeprior.tokenizers.loading import FAMILIES, load_tokenizer
+from codeprior.weights import SUFFIXES, open_checkpoint
 
-FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 _REORDERED = ("quantize.embedding.weight", "tok_embeddings.weight", "output.weight")  # a row a code
+_BUFFERS = (*OF_TRAINING, "cls_embedding.uncond_embedding")
 _N_RECENT = 65536  # recently used codes that LlamaGen's and GigaTok's files keep, and their strict loading asks for
 
 
@@ -45,8 +44,13 @@ class Model:
     record: dict[str, Any]
     tensors: dict[str, Tensor]
     average: dict[str, Tensor] | None = None
-    notes: dict[str, Any] | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of weights; buffers are none."""
+        return sum(tensor.numel() for name, tensor in self.tensors.items() if name not in _BUFFERS)
 
 
 def convert(config: ConvertConfig) -> dict[str, Any]:
@@ -58,16 +62,21 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         If the source is none that can be converted, is not whole, or does not tell something that must be given; if the
         output holds something else.
     """
-    model = _read_ours(config) if is_artifact(config.source) else _read_theirs(config)
+    is_ours, to_file = is_artifact(config.source), config.output.suffix in SUFFIXES
+    if is_ours and not to_file and config.mapping is None and config.undo_mapping is None:
+        raise InputError(
+            f"{config.source} is a folder of ours already; give an --output that ends in .pt, or a --mapping"
+        )
+    model = _read_ours(config.source) if is_ours else _read_theirs(config)
     for path, undo in ((config.mapping, False), (config.undo_mapping, True)):
         if path is not None:
             model = reorder(model, torch.from_numpy(read_mapping(path)), undo=undo)
-    write = _write_file if config.output.suffix in FILES else _write_folder
+    write = _write_file if to_file else _write_folder
     return {
         "output": str(config.output),
         "recognised": model.what,
-        "n_parameters": sum(tensor.numel() for name, tensor in model.tensors.items() if name not in OF_TRAINING),
-        **(model.notes or {}),
+        "n_parameters": model.n_parameters,
+        **model.notes,
         **write(config, model),
         "warnings": list(model.warnings),
     }
@@ -77,7 +86,16 @@ def reorder(model: Model, mapping: Tensor, *, undo: bool = False) -> Model:
     """Give the codes other numbers, as IAR does: `new[mapping] = old`; or their old ones again.
 
     Rows of the codebook are moved; of a transformer, those of the tokens that go in and come out.
+
+    Raises
+    ------
+    InputError
+        If the mapping is of another number of codes, or the model has a prior, which knows them by their old numbers.
     """
+    if model.record.get("prior_digest") is not None:
+        raise InputError(
+            "a model with a prior cannot be renumbered: the prior knows the codes by the numbers they have"
+        )
     rows = mapping.argsort() if not undo else mapping  # row i of the result is row rows[i] of what there was
 
     def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -152,21 +170,37 @@ def _checkpoint_record(
     return asdict(found), warnings
 
 
-def _read_ours(config: ConvertConfig) -> Model:
-    manifest = read_manifest(config.source)
+def _read_ours(source: Path) -> Model:
+    manifest = read_manifest(source)
     if manifest.kind == FolderTokenizer.kind:
-        manifest, record = read_folder(config.source)
-        return Model(manifest.kind, f"{record['family']} tokenizer", record, read_tensors(manifest.path(WEIGHTS))[0])
+        manifest, record = read_folder(source)
+        tensors = read_tensors(manifest.path(WEIGHTS))[0]
+        untold = _untold(record, tensors)
+        warnings = (f"the file alone does not tell, and must be told: {untold}",) if untold else ()
+        return Model(manifest.kind, f"{record['family']} tokenizer", record, tensors, warnings=warnings)
     if manifest.kind != Checkpoint.kind:
-        raise InputError(f"{config.source} holds a {manifest.kind}; only tokenizers and checkpoints are converted")
-    settings = read_config(manifest.path(CHECKPOINT_CONFIG))
+        raise InputError(f"{source} holds a {manifest.kind}; only tokenizers and checkpoints are converted")
+    settings = read_config(manifest.path(CONFIG))
     _check_that_originals_have_it(settings)
     average = read_tensors(manifest.path(AVERAGE))[0] if manifest.path(AVERAGE).exists() else None
     clusters = "its tokens are clusters: what it generates must still be decoded by its prior"
     warnings = (clusters,) if settings.objective == "cluster" else ()
-    tensors = read_tensors(manifest.path(CHECKPOINT_WEIGHTS))[0]
+    tensors = read_tensors(manifest.path(WEIGHTS))[0]
     what = f"transformer, trained on {settings.objective}"
     return Model(manifest.kind, what, asdict(settings), tensors, average, warnings=warnings)
+
+
+def _untold(record: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """What of a tokenizer's config cannot be told from its tensors, and differs from what is then assumed."""
+    if record.get("norm_groups", 32) != 32:
+        raise InputError(
+            f"this tokenizer normalises in {record['norm_groups']} groups, the originals in 32: it stays a folder"
+        )
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    assumed = next(filter(None, (family.identify(shapes) for family in FAMILIES)))
+    said = replace(assumed, **{name: record[name] for name in asdict(assumed) if name in record})
+    differing = {name: value for name, value in asdict(said).items() if value != getattr(assumed, name)}
+    return ", ".join(f"{name} = {value}" for name, value in differing.items())
 
 
 def _check_that_originals_have_it(settings: CheckpointConfig) -> None:
@@ -178,20 +212,22 @@ def _check_that_originals_have_it(settings: CheckpointConfig) -> None:
 
 
 def _write_folder(config: ConvertConfig, model: Model) -> dict[str, Any]:
-    inputs = {"weights": digest_tensors(model.tensors)} | (
-        {} if model.average is None else {"averaged weights": digest_tensors(model.average)}
-    )
+    files = {WEIGHTS: model.tensors} | ({} if model.average is None else {AVERAGE: model.average})
     with Workspace(
-        config.output, kind=model.kind, settings=model.record, inputs=inputs, overwrite=config.overwrite
+        config.output,
+        kind=model.kind,
+        settings=model.record,
+        inputs={name: digest_tensors(tensors) for name, tensors in files.items()},
+        overwrite=config.overwrite,
     ) as workspace:
-        if workspace.manifest is None:
-            files = {WEIGHTS: model.tensors} | ({} if model.average is None else {AVERAGE: model.average})
+        manifest = workspace.manifest
+        if manifest is None:
             for name, tensors in files.items():
                 save_tensors(workspace.path(name), tensors)
             write_json(workspace.path(CONFIG), model.record)
-            counted = sum(tensor.numel() for name, tensor in model.tensors.items() if name not in OF_TRAINING)
-            workspace.finish([*files, CONFIG], {"recognised": model.what, "n_parameters": counted})
-        return {"digest": workspace.manifest.digest if workspace.manifest else None}
+            results = {"recognised": model.what, "n_parameters": model.n_parameters}
+            manifest = workspace.finish([*files, CONFIG], results)
+        return {"digest": manifest.digest}
 
 
 def _write_file(config: ConvertConfig, model: Model) -> dict[str, Any]:
