@@ -314,8 +314,11 @@ WRONG = {
         {},
         "has, unknown here, quantize.embedding_second",
     ),
-    "no grid": (gpt_weights, {"n_heads": 4}, "does not tell its grid; give --image-size"),
-    "no heads": (gpt_weights, {"image_size": 64}, "2 layers of width 64, no published size; give its .* --n-heads"),
+    "no grid": (gpt_weights, {"n_heads": 4}, r"convert: \S+ does not tell its grid; give --image-size"),
+    "half a token": (gpt_weights, {"n_heads": 4, "image_size": 72}, r"convert: image_size must be a multiple of 16 "),
+    "half a code": (vq_weights, {"image_size": 18}, r"convert: image_size must be a multiple of 4, got 18"),
+    "odd heads": (gpt_weights, {"image_size": 64, "n_heads": 7}, r"convert: dim must be a multiple of 4 n_heads"),
+    "no heads": (gpt_weights, {"image_size": 64}, r"convert: \S+ has 2 layers of width 64, no published size; "),
     "another width": (
         lambda: gpt_weights() | {"layers.1.feed_forward.w2.weight": torch.zeros(64, 7)},
         {"image_size": 64, "n_heads": 4},

@@ -120,6 +120,7 @@ def _tokenizer(
     with on_meta():
         model = family.model_class(config)
     _check(checkpoint, scope, _shapes_of(model), OF_TRAINING)
+    family(model, size).grid(size)  # refuses a size that it cannot encode
     what = f"{family.family} tokenizer"
     left_out = _elsewhere(checkpoint, scope)
     return Original(what, config, scope.tensors, scope.wrapper, family, size, left_out=left_out, assumed=assumed)
@@ -136,6 +137,8 @@ def _transformer(checkpoint: Checkpoint, scope: Scope, given: Given) -> Original
     assumed: dict[str, Any] = {}
     try:
         config = _architecture(checkpoint, shapes, given, assumed)
+    except InputError:
+        raise
     except (KeyError, IndexError, ValueError) as error:
         raise InputError(
             f"{checkpoint.source} is no whole transformer: {error} is missing or of another shape"
@@ -223,7 +226,10 @@ def _grid(checkpoint: Checkpoint, n_tokens: int | None, given: Given) -> tuple[i
                 f"{checkpoint.source} does not tell its grid; give --image-size (256 for LlamaGen's c2i_B_256.pt, 384 "
                 "for c2i_B_384.pt), and --tokenizer where that is not VQ-16"
             )
-        return size // (downsample or 16), size // (downsample or 16)
+        downsample = downsample or 16
+        if size % downsample:
+            raise InputError(f"image_size must be a multiple of {downsample} (pixels a token), got {size}")
+        return size // downsample, size // downsample
     side = math.isqrt(n_tokens)
     if side**2 != n_tokens:
         raise InputError(f"{checkpoint.source} has positions of {n_tokens} tokens, which are no square")

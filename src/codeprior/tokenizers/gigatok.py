@@ -234,6 +234,8 @@ class GigaTokTokenizer(FolderTokenizer):
             return None
         try:
             return _identify(shapes)
+        except InputError:
+            raise
         except (KeyError, IndexError, ValueError) as error:
             raise InputError(
                 f"not the whole weights of GigaTok's 1-D tokenizer: {error} is missing or has another shape"

@@ -269,6 +269,8 @@ class VQGANTokenizer(FolderTokenizer):
                 codebook_dim=codebook_dim,
                 attention="encoder.mid.1.q.weight" in shapes,
             )
+        except InputError:
+            raise
         except (KeyError, IndexError, ValueError) as error:
             raise InputError(
                 f"not the whole weights of LlamaGen's tokenizer: {error} is missing or has another shape"
