@@ -88,6 +88,12 @@ def test_what_goes_into_a_folder_comes_out_bit_for_bit(tmp_path, name, dtype):
     assert again["digest"] == read_manifest(tmp_path / "folder").digest
 
 
+def test_a_converted_tokenizer_that_is_saved_again_is_the_same(tmp_path):
+    torch.save({"model": vq_weights()}, tmp_path / "vq.pt")
+    digest = converted(tmp_path / "vq.pt", tmp_path / "vq")["digest"]
+    assert load_tokenizer(tmp_path / "vq").save_pretrained(tmp_path / "again").digest == digest
+
+
 def test_a_yaml_says_what_leaves_no_trace_in_the_weights(tmp_path):
     torch.save({"model": vq_weights(GigaTok, GIGATOK)}, tmp_path / "original.pt")
     arguments = {"model_size": "tiny", "codebook_size": 64, "num_latent_tokens": 16, "z_channels": 32}

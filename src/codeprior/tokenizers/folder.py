@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from codeprior.artifact import Manifest, digest_json, read_json, read_manifest, write_json
 from codeprior.codebook import Codebook
@@ -46,6 +46,8 @@ class FolderTokenizer(Shared, Tokenizer):
     model: Any = field(repr=False)
     image_size: int
     made: Manifest | None = field(default=None, repr=False)
+    of_training: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    """Buffers that an original's file has besides and nothing here needs; kept, so that what is saved is the same."""
 
     @classmethod
     def identify(cls, shapes: Shapes) -> Any | None:
@@ -87,7 +89,7 @@ class FolderTokenizer(Shared, Tokenizer):
 
     def write_files(self, folder: Path) -> list[str]:
         """Write config and weights."""
-        save_tensors(folder / WEIGHTS, self.model.state_dict())
+        save_tensors(folder / WEIGHTS, {**self.model.state_dict(), **self.of_training})
         write_json(folder / CONFIG, self.record())
         return [CONFIG, WEIGHTS]
 
@@ -120,13 +122,13 @@ class FolderTokenizer(Shared, Tokenizer):
         with on_meta():  # the file's tensors become the model's; nothing is initialised for nothing
             model = cls.model_class(cls.config_class(**record))
         weights, _ = read_tensors(manifest.path(WEIGHTS))
-        kept = {name: tensor for name, tensor in weights.items() if name not in OF_TRAINING}
-        load_strictly(model, kept, str(manifest.path(WEIGHTS)), assign=True)
+        of_training = {name: weights.pop(name) for name in OF_TRAINING if name in weights}
+        load_strictly(model, weights, str(manifest.path(WEIGHTS)), assign=True)
         target = resolve_device(device) if isinstance(device, str) else device
         model.eval().requires_grad_(False).to(target)
         if target.type == "cpu":  # convolutions of large images take two thirds of the time in this order of memory
             model.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return cls(model, size, manifest)
+        return cls(model, size, manifest, of_training)
 
 
 def read_folder(source: Path | str) -> tuple[Manifest, dict[str, Any]]:
