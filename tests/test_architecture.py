@@ -58,6 +58,7 @@ ORDER = [
     "convert",
     "generation.",
     "training.",
+    "sweep",
     "reconstruct",
     "report.",
     "inspection",

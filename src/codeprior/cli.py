@@ -38,6 +38,7 @@ VERBS: dict[str, tuple[type[settings.VerbConfig], str]] = {
     "reference": (settings.ReferenceConfig, "codeprior.evaluation.reference:reference"),
     "evaluate": (settings.EvaluateConfig, "codeprior.evaluation.judge:evaluate"),
     "push": (settings.PushConfig, "codeprior.push:push"),
+    "sweep": (settings.SweepConfig, "codeprior.sweep:sweep"),
     "report": (settings.ReportConfig, "codeprior.report:report"),
     "demo": (settings.DemoConfig, "codeprior.demo:demo"),
     "doctor": (settings.DoctorConfig, "codeprior.doctor:doctor"),
@@ -152,11 +153,18 @@ def _plain(value: Any) -> Any:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [columns] + [[_cell(row.get(name)) for name in columns] for row in rows]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = [name for name in names if name.removesuffix("_sd") == name or name.removesuffix("_sd") not in names]
+    cells = [columns] + [[_spread(row, name) for name in columns] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     for line in cells:
         print("  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _spread(row: dict[str, Any], name: str) -> str:
+    """A value, with its standard deviation where the row has one."""
+    sd = row.get(f"{name}_sd")
+    return _cell(row.get(name)) + ("" if sd is None else f" ± {sd:.2g}")
 
 
 def _cell(value: Any) -> str:

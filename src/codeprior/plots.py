@@ -410,6 +410,48 @@ def loss_curves(
     return _finish(fig, path)
 
 
+def score_curves(
+    panels: Mapping[str, Mapping[str, tuple[Sequence[Any], np.ndarray, np.ndarray]]],
+    path: Path | str | None = None,
+    *,
+    xlabel: str,
+) -> Figure:
+    """Draw scores over a setting, a panel a score.
+
+    Parameters
+    ----------
+    panels : mapping of str to mapping of str to (places, means, deviations)
+        Under the name of each score, its lines by their names, at most seven: where they were measured, numbers or
+        texts; the means there; their standard deviations over seeds, NaN where there is no such.
+    path : path, optional
+        Where to write the picture: .png, .svg or .pdf.
+    xlabel : str
+        What the places are.
+
+    Returns
+    -------
+    Figure
+    """
+    n_columns = min(2, len(panels))
+    n_rows = -(-len(panels) // n_columns)
+    with _styled():
+        fig, axes_of = _figure(5.2 * n_columns, 3.3 * n_rows, n_rows, n_columns)
+        flat = np.ravel(axes_of)
+        for axes, (title, lines) in zip(flat, panels.items(), strict=False):
+            _check_names(lines)
+            for (name, (places, means, deviations)), colour in zip(lines.items(), PALETTE, strict=False):
+                axes.plot(places, means, color=colour, marker="o", markersize=4, label=name)
+                if np.isfinite(deviations).any():
+                    axes.errorbar(places, means, np.nan_to_num(deviations), color=colour, capsize=3, linewidth=1)
+            axes.set(title=title, xlabel=xlabel)
+            _grid(axes)
+        for axes in flat[len(panels) :]:
+            axes.set_axis_off()
+        if max(map(len, panels.values())) > 1:
+            _legend(flat[0], loc="best")
+    return _finish(fig, path)
+
+
 _EVERY_SIZE = 40  # up to this size each has a bar of its own
 
 

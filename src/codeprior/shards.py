@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from codeprior.errors import InputError
@@ -50,3 +52,13 @@ class Shard:
         The runs of all ranks, one after the other, are the whole; their lengths differ by one at most.
         """
         return range(n_items * self.rank // self.size, n_items * (self.rank + 1) // self.size)
+
+
+@contextlib.contextmanager
+def working_alone() -> Iterator[None]:
+    """Let what is called share its work with nobody: for work that is shared out in larger pieces."""
+    hidden = {name: os.environ.pop(name) for name in ("RANK", "WORLD_SIZE") if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)

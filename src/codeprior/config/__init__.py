@@ -8,7 +8,7 @@ from codeprior.config.base import NOT_IDENTITY, ImagesConfig, MakeConfig, VerbCo
 from codeprior.config.foreign import ConvertConfig, PushConfig
 from codeprior.config.judgement import EvaluateConfig, ReferenceConfig, TrainClassifierConfig
 from codeprior.config.prior import ExtractConfig, InspectConfig
-from codeprior.config.sampling import GuidanceSchedule, SampleConfig
+from codeprior.config.sampling import GuidanceSchedule, SampleConfig, SweepConfig
 from codeprior.config.tokenizer import (
     EncodeConfig,
     ExportCodesConfig,
@@ -39,6 +39,7 @@ __all__ = [
     "ReferenceConfig",
     "ReportConfig",
     "SampleConfig",
+    "SweepConfig",
     "TrainClassifierConfig",
     "TrainConfig",
     "TrainTokenizerConfig",

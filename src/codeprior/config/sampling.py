@@ -89,3 +89,18 @@ class SampleConfig(MakeConfig):
             self.prefix_images is None or bool(self.classes) or self.class_order == "balanced",
             "images are continued in their own classes or in those of --classes; leave out --class-order random",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(MakeConfig):
+    """Sample and score while settings vary: guidance scales, seeds, checkpoints, ..."""
+
+    over: tuple[str, ...]
+    """What varies, as name=value,value: cfg-scale=1,1.5,2 seed=0,1,2 checkpoint=runs/a,runs/b. Any settings of sample,
+    in all combinations; values that were not there before may be added later."""
+    sample: tuple[str, ...] = ()
+    """The other settings of sample, as name=value: tokenizer=runs/tokenizer n-images=1000."""
+    evaluate: tuple[str, ...] = ()
+    """Settings of evaluate, as name=value: reference=digits:heldout features=runs/judge."""
+    discard: bool = field(default=False, metadata=NOT_IDENTITY)
+    """Remove the images of each point once they are scored: 50,000 of 256 x 256 are 10 GB."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from codeprior.artifact import write_atomically
 from codeprior.machine import available_threads
+from codeprior.npz import Stream, write_npz
 from codeprior.plots import image_grid
 
 _BYTES_AT_ONCE = 2**26
@@ -22,19 +21,13 @@ Take = Callable[[np.ndarray], np.ndarray]
 """Images uint8 (n, H, W, 3) of the samples with these indices (n,)."""
 
 
-def write_npz(path: Path, take: Take, image_shape: tuple[int, ...], labels: np.ndarray, order: np.ndarray) -> None:
+def write_samples(path: Path, take: Take, image_shape: tuple[int, ...], labels: np.ndarray, order: np.ndarray) -> None:
     """Write the samples in an order, as ADM's evaluator reads them: arr_0 images uint8 NHWC, arr_1 labels int64.
 
     As a stream, for the images may not fit in memory; of equal samples equal bytes.
     """
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(order), *image_shape)}
-    with write_atomically(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for run in _runs(order, image_shape):
-                file.write(take(run).tobytes())
-        with archive.open("arr_1.npy", "w", force_zip64=True) as file:
-            np.lib.format.write_array(file, labels[order], version=(1, 0))
+    images = Stream((len(order), *image_shape), np.dtype(np.uint8), map(take, _runs(order, image_shape)))
+    write_npz(path, {"arr_0": images, "arr_1": labels[order]})
 
 
 def write_pngs(folder: Path, take: Take, image_shape: tuple[int, ...], order: np.ndarray) -> None:

@@ -26,7 +26,7 @@ from codeprior.generation.compiled import CompiledEngine
 from codeprior.generation.conditions import Conditions, Prefixes
 from codeprior.generation.decoding import Decoding, uniforms_of
 from codeprior.generation.guidance import Guidance
-from codeprior.generation.output import write_grid, write_npz, write_pngs
+from codeprior.generation.output import write_grid, write_pngs, write_samples
 from codeprior.generation.packed import pack
 from codeprior.generation.refine import Chooser, chooser
 from codeprior.generation.sequence import Engine, generate
@@ -45,7 +45,7 @@ _PARTS = "parts"
 _PIXELS_AT_ONCE = {"cpu": 2**16, "cuda": 2**22}
 
 
-def sample(config: SampleConfig, shard: Shard | None = None) -> dict[str, Any]:
+def sample(config: SampleConfig) -> dict[str, Any]:
     """Sample images from a checkpoint; an interrupted run is continued.
 
     Where RANK and WORLD_SIZE are set, as by `torchrun`, each process makes its share of the images, and the last one to
@@ -64,7 +64,7 @@ def sample(config: SampleConfig, shard: Shard | None = None) -> dict[str, Any]:
         settings={**config.settings(), "precision": maker.precision},
         inputs=maker.inputs,
         overwrite=config.overwrite,
-        shard=shard or Shard.from_environment(),
+        shard=Shard.from_environment(),
     ) as workspace:
         if not workspace.complete:
             _sample_all(config, workspace, maker)
@@ -155,11 +155,15 @@ class Maker:
 
     def images(self, indices: np.ndarray) -> np.ndarray:
         """Images uint8 (B, H, W, 3) of the samples with these indices."""
-        n_pixels = self.checkpoint.config.image_size**2
-        n_at_once = max(1, _PIXELS_AT_ONCE.get(self.device.type, _PIXELS_AT_ONCE["cuda"]) // n_pixels)
-        return np.concatenate([self._decode(tokens) for tokens in self.tokens(indices).split(n_at_once)])
+        return self.decode(self.tokens(indices))
 
     @torch.inference_mode()
+    def decode(self, tokens: Tensor) -> np.ndarray:
+        """Images uint8 (B, H, W, 3) of codes (B, T), as many at once as suit the device."""
+        n_pixels = self.checkpoint.config.image_size**2
+        n_at_once = max(1, _PIXELS_AT_ONCE.get(self.device.type, _PIXELS_AT_ONCE["cuda"]) // n_pixels)
+        return np.concatenate([self._decode(some) for some in tokens.split(n_at_once)])
+
     def _decode(self, tokens: Tensor) -> np.ndarray:
         decoded = self.tokenizer.decode(tokens, self.checkpoint.config.model.grid)
         if self.config.image_size_eval is not None:
@@ -201,7 +205,7 @@ def _sample_all(config: SampleConfig, workspace: Workspace, maker: Maker) -> Non
             return
         classes = maker.conditions.numbers(everything)
         order = np.random.default_rng([config.seed, config.n_images]).permutation(config.n_images)
-        write_npz(workspace.path(SAMPLES), parts.take, shape, classes, order)
+        write_samples(workspace.path(SAMPLES), parts.take, shape, classes, order)
         write_grid(workspace.path(GRID), parts.take, classes, maker.conditions.names)
         if config.png:
             write_pngs(workspace.path(PNGS), parts.take, shape, order)
