@@ -18,3 +18,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import tiny as artifacts
 
     return artifacts.make(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformer that saw clusters for a few steps."""
+    from codeprior.config import TrainConfig
+    from codeprior.training.loop import train
+
+    output = tmp_path_factory.mktemp("checkpoint") / "gpt"
+    prior = tiny / "prior.safetensors"
+    train(TrainConfig(codes=tiny / "codes", prior=prior, output=output, steps=10, batch_size=16, device="cpu"))
+    return output

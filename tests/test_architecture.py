@@ -58,7 +58,7 @@ ORDER = [
     "convert",
     "generation.",
     "training.",
-    "sweep",
+    "sweep.",
     "reconstruct",
     "report.",
     "inspection",

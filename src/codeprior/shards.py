@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from codeprior.errors import InputError
+
+_alone = ContextVar("alone", default=False)
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Shard:
             If only one of them is set, or they are not numbers that fit together.
         """
         values = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
-        if values == (None, None):
+        if _alone.get() or values == (None, None):
             return cls()
         try:
             rank, size = (int(value) for value in values)  # type: ignore[arg-type]
@@ -57,8 +60,8 @@ class Shard:
 @contextlib.contextmanager
 def working_alone() -> Iterator[None]:
     """Let what is called share its work with nobody: for work that is shared out in larger pieces."""
-    hidden = {name: os.environ.pop(name) for name in ("RANK", "WORLD_SIZE") if name in os.environ}
+    token = _alone.set(True)
     try:
         yield
     finally:
-        os.environ.update(hidden)
+        _alone.reset(token)

@@ -1,4 +1,4 @@
-"""LlamaGen's tiny transformer and what the original makes of it; a checkpoint of clusters."""
+"""LlamaGen's tiny transformer and what the original makes of it."""
 
 from pathlib import Path
 
@@ -7,9 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from codeprior.config import TrainConfig
 from codeprior.model import ModelConfig, Transformer
-from codeprior.training.loop import train
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -26,12 +24,3 @@ def original() -> Transformer:
     model = Transformer(config)
     model.load_state_dict(load_file(GOLDEN / "llamagen_c2i_tiny.safetensors"))
     return model.eval()
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tiny, tmp_path_factory):
-    """A transformer that saw clusters for a few steps."""
-    output = tmp_path_factory.mktemp("checkpoint") / "gpt"
-    prior = tiny / "prior.safetensors"
-    train(TrainConfig(codes=tiny / "codes", prior=prior, output=output, steps=10, batch_size=16, device="cpu"))
-    return output

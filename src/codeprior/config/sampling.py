@@ -58,6 +58,9 @@ class SampleConfig(MakeConfig):
     """Keep the likeliest that together reach this probability; 1 keeps all."""
     pick: Literal["uniform", "usage"] = "uniform"
     """How a token of the predicted cluster is picked."""
+    pick_seed: int | None = None
+    """Seed of the choice of tokens within clusters, picked or refined; default: --seed. Another one leaves the clusters
+    as they were: what the choice alone changes."""
     refine: Path | None = field(default=None, metadata=NOT_IDENTITY)
     """Checkpoint of --objective refine, which chooses the tokens of the predicted clusters, in place of --pick."""
     refine_temperature: float = 1.0
@@ -79,6 +82,7 @@ class SampleConfig(MakeConfig):
         require_positive(self, "n_images", "cfg_scale", "cfg_power", "prefix_rows")
         for name in ("batch_size", "image_size_eval"):
             require(getattr(self, name) is None or getattr(self, name) > 0, f"{name} must be positive")
+        require(self.pick_seed is None or self.pick_seed >= 0, f"pick_seed must be 0 or more, got {self.pick_seed}")
         start, end = self.cfg_window
         require(0 <= start <= end <= 1, f"cfg_window must be two shares in order, 0 to 1, got {start} {end}")
         require(self.temperature >= 0, f"temperature must be 0 or more, got {self.temperature}")

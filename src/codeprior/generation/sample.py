@@ -173,8 +173,11 @@ class Maker:
     def tokens(self, indices: np.ndarray) -> Tensor:
         """Codes int64 (B, T) of the samples with these indices."""
         config, n_tokens = self.config, self.checkpoint.config.model.n_tokens
-        draws = uniforms_of(config.seed, indices, (2, n_tokens))  # one for the model, one for the choice
-        for_model, for_choice = torch.from_numpy(draws).to(self.device).unbind(1)
+        pick_seed = config.seed if config.pick_seed is None else config.pick_seed
+        for_model, for_choice = (  # two rows of each sample's: one for the model, one for the choice
+            torch.from_numpy(uniforms_of(seed, indices, (2, n_tokens))[:, row]).to(self.device)
+            for row, seed in enumerate((config.seed, pick_seed))
+        )
         condition = self.conditions.at(indices, self.device)
         given = None if self.prefixes is None else self.prefixes.at(indices, self.device)
         generated = generate(
