@@ -117,16 +117,16 @@ def test_every_use_of_a_method_has_a_name_and_a_colour_of_its_own() -> None:
     assert [names.label(model) for model in made] == [
         "plain tokens",
         "DCPE clusters",
-        "IAR, DCPE",
-        "factorised, DCPE",
-        "second stage, DCPE",
+        "IAR + DCPE",
+        "factorised + DCPE",
+        "second stage of DCPE",
     ]
     _, cluster, _, _, refiner = made
     picked = manifest("samples", "picked", {}, checkpoint=cluster.digest)
     refined = manifest("samples", "refined", {}, checkpoint=cluster.digest, refine=refiner.digest)
     scores = [manifest("evaluation", m.folder.name, {}, samples=m.digest) for m in (picked, refined)]
     names = Names(Findings(Path("run"), [*made, picked, refined, *scores], []))
-    assert [names.label(m) for m in (picked, refined, *scores)] == ["DCPE clusters", "DCPE, refined"] * 2
+    assert [names.label(m) for m in (picked, refined, *scores)] == ["DCPE clusters", "DCPE + refine"] * 2
     shown = [*made, refined]
     assert len({names.color(m) for m in shown}) == len(shown)
     assert names.color(refined) == names.color(scores[1]) != names.color(picked)

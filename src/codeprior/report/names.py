@@ -24,10 +24,10 @@ METHODS = {
 }
 TOKENS = "token"  # the method of a model that predicts plain tokens
 USES = {  # what else than predicting its clusters is done with a method: a word before it, and how that is written
-    "iar": "IAR, {}",
-    "factorised": "factorised, {}",
-    "refine": "second stage, {}",
-    "refined": "{}, refined",
+    "refined": "{} + refine",
+    "iar": "IAR + {}",
+    "factorised": "factorised + {}",
+    "refine": "second stage of {}",
 }
 
 
@@ -51,8 +51,8 @@ class Names:
         methods = {file.prior.method for file in findings.priors}
         makers = [*findings.of("checkpoint"), *findings.of("samples")]
         methods |= {self.method(maker) for maker in makers} - {TOKENS, ""}
-        self.methods = [*sorted(methods, key=lambda method: (method == "dcpe", method)), TOKENS]
-        """In the order of their colours: DCPE after what it is compared with, plain tokens last."""
+        self.methods = [*sorted(methods, key=_rank), TOKENS]
+        """In the order of their colours: DCPE after what it is compared with, its uses, plain tokens last."""
 
     def method(self, manifest: Manifest) -> str:
         """The clustering method behind a checkpoint, samples or scores, after its use where it has one of `USES`;
@@ -133,6 +133,12 @@ class Names:
     def _samples_of_model(self) -> Counter[tuple[Path, str]]:
         made = [(self.findings.model_of(samples), self.method(samples)) for samples in self.findings.of("samples")]
         return Counter((model.folder, method) for model, method in made if model)
+
+
+def _rank(method: str) -> tuple[int, bool, str]:
+    """Methods themselves come before what is done with them, and DCPE after what it is compared with."""
+    use, _, clusters = method.rpartition(" ")
+    return ["", *USES].index(use), clusters == "dcpe", clusters
 
 
 def _model_name(method: str) -> str:
