@@ -29,7 +29,9 @@ check: .installed-lint
 bench: .installed-bench
 	$(RUN) benchmarks/bench_linkage.py $(BENCH_ARGS)
 	$(RUN) benchmarks/bench_encoding.py $(if $(LLAMAGEN),--original $(LLAMAGEN))
+	$(RUN) benchmarks/bench_losses.py
 	$(RUN) benchmarks/table.py
+	$(RUN) benchmarks/table_objectives.py
 
 # Torch first and alone: a looser requirement would pull gigabytes of CUDA packages onto a machine that has a CPU wheel.
 .installed-core: pyproject.toml constraints.txt
