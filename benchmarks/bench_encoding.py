@@ -6,7 +6,8 @@ LLAMAGEN is a copy of https://github.com/FoundationVision/LlamaGen; without it o
 demands CUDA, so its loop is repeated here as it runs on one device: its own centre crop and model, one image's ten
 crops a forward pass, a file for the codes and one for the label. Its ten crops are torchvision's, which are cut here
 with Pillow. Both decode, crop, encode and write; both are called in turn in one process, on all cores it may use. Ours
-loads the tokenizer within the clock, theirs has it already.
+loads the tokenizer within the clock, theirs has it already. Memory is what a first call holds at most beyond what was
+held before it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import interleaved, median, write_results
+from harness import interleaved, median, peak_over_now, write_results
 from PIL import Image
 
 from codeprior import embedded
@@ -132,11 +133,10 @@ def measure(root: Path, options: argparse.Namespace) -> dict[str, Any]:
             extract_like_llamagen(images, original, crop, theirs)
 
         functions["llamagen"] = run_theirs
-    for function in functions.values():  # the first call allocates and imports
-        function()
+    peaks = {f"{name} peak bytes": peak_over_now(function) for name, function in functions.items()}  # imports, too
     times = interleaved(functions, options.repeats)
     row: dict[str, Any] = {"n_images": len(images), "views": 10, "threads": torch.get_num_threads(), "times_s": times}
-    row |= {f"{name} images_per_s": round(len(images) / median(times[name]), 4) for name in functions}
+    row |= {f"{name} images_per_s": round(len(images) / median(times[name]), 4) for name in functions} | peaks
     row |= dict(zip(("ours bytes", "ours files"), folder_size(ours), strict=True))
     row["ours codes.npy bytes"] = (ours / "codes.npy").stat().st_size
     row["packed bytes"] = len(images) * 10 * (IMAGE_SIZE // 16) ** 2 * 2  # 16,384 codes fit into two bytes
