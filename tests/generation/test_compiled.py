@@ -27,6 +27,30 @@ def test_compiled_steps_decode_as_llamagen_does(original, recorded, monkeypatch)
     assert torch.equal(greedy(original, recorded["classes"], engine), tokens)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_step_is_traced_once_a_window_and_branch_and_never_again_for_another_batch(original, recorded, monkeypatch):
+    """Graphs are captured for places in memory: another batch must neither be traced anew nor lie elsewhere."""
+    monkeypatch.setattr(compiled, "_SMALLEST_WINDOW", 5)
+    traced = []
+    engine = CompiledEngine(backend=lambda graph, inputs: traced.append(graph) or graph.forward)
+    tokens = greedy(original, recorded["classes"], engine)
+    assert torch.equal(tokens, recorded["greedy_cfg_4.0_interval_5"])
+    place, n_traced = engine._cache.keys.data_ptr(), len(traced)
+    assert n_traced == 2 + 3  # windows of 5 and 10 for both branches, then 10, 15 and 17 for one
+    other = greedy(original, recorded["classes"].flip(0), engine)
+    assert torch.equal(other, tokens.flip(0))
+    assert (engine._cache.keys.data_ptr(), len(traced)) == (place, n_traced)
+
+
+def test_a_cache_is_used_again_only_where_it_fits(original, recorded):
+    engine = CompiledEngine(backend="eager")
+    cpu = torch.device("cpu")
+    cache = engine.new_cache(original, 4, cpu)
+    assert engine.new_cache(original, 4, cpu) is cache
+    assert engine.new_cache(original, 6, cpu) is not cache
+
+
 def test_steps_that_cannot_be_compiled_are_taken_as_they_stand_and_that_is_said(
     original, recorded, monkeypatch, capsys
 ):

@@ -15,7 +15,7 @@ from torch import Tensor
 from codeprior.generation.decoding import Decoding
 from codeprior.generation.packed import products_dtype
 from codeprior.generation.sequence import Engine, step
-from codeprior.model import KVCache, Transformer
+from codeprior.model import KVCache, ModelConfig, Transformer
 from codeprior.progress import announce
 
 _SMALLEST_WINDOW = 64
@@ -23,7 +23,10 @@ _MOST_WINDOWS = 8  # each is compiled, and captured, by itself
 
 
 class WindowedCache(KVCache):
-    """A cache that is extended at a place which is a tensor; a window of it is attended to, as far as it is filled."""
+    """A cache that is extended at a place which is a tensor; a window of it is attended to, as far as it is filled.
+
+    It is used for one batch after the other, since graphs are captured for its place in memory.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -31,9 +34,23 @@ class WindowedCache(KVCache):
         self.values.zero_()
         n_positions = self.keys.shape[3]
         self.leap = max(_SMALLEST_WINDOW, -(-n_positions // _MOST_WINDOWS))
-        self.window = 0  # none while the cache is filled with what is given
         self.place = torch.zeros(1, dtype=torch.int64, device=self.keys.device)
+        self._whole = self.keys, self.values
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin with another batch."""
+        self.keys, self.values = self._whole
+        self.length, self.padding = 0, None
+        self.window = 0  # none while the cache is filled with what is given
         self._hold()
+
+    def fits(self, config: ModelConfig, batch_size: int, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether it is what would be made of these."""
+        keys, _ = self._whole
+        n_positions = config.n_slots + config.n_tokens
+        shape = (config.n_layers, batch_size, config.n_heads, n_positions, config.head_dim)
+        return (keys.shape, keys.device, keys.dtype) == (shape, device, dtype)
 
     def _hold(self) -> None:
         for tensor in (self.keys, self.values, self.place):
@@ -68,14 +85,20 @@ class WindowedCache(KVCache):
 
 
 class CompiledEngine(Engine):
-    """Steps that torch compiles, or as they stand where it cannot, which is said."""
+    """Steps that torch compiles, or as they stand where it cannot, which is said. `options` are of `torch.compile`."""
 
-    def __init__(self) -> None:
-        self._step: Any = torch.compile(step, mode="reduce-overhead", fullgraph=True, dynamic=False)
+    def __init__(self, **options: Any) -> None:
+        self._step: Any = torch.compile(step, fullgraph=True, dynamic=False, **(options or {"mode": "reduce-overhead"}))
         self._works = False
+        self._cache: WindowedCache | None = None
 
     def new_cache(self, model: Transformer, batch_size: int, device: torch.device) -> KVCache:
-        return WindowedCache(model.config, batch_size, device=device, dtype=products_dtype(model))
+        """An empty cache; the last one, if it is of the same size."""
+        dtype = products_dtype(model)
+        if self._cache is None or not self._cache.fits(model.config, batch_size, device, dtype):
+            self._cache = WindowedCache(model.config, batch_size, device=device, dtype=dtype)
+        self._cache.clear()
+        return self._cache
 
     def step(
         self, model: Transformer, tokens: Tensor, cache: KVCache, scale: Tensor, uniforms: Tensor, decoding: Decoding
