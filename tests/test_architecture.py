@@ -77,6 +77,7 @@ WITHOUT_TORCH = [
     "codeprior.extract",
     "codeprior.images",
     "codeprior.plots",
+    "codeprior.report",
 ]
 
 

@@ -38,7 +38,7 @@ VERBS: dict[str, tuple[type[settings.VerbConfig], str]] = {
     "reference": (settings.ReferenceConfig, "codeprior.evaluation.reference:reference"),
     "evaluate": (settings.EvaluateConfig, "codeprior.evaluation.judge:evaluate"),
     "push": (settings.PushConfig, "codeprior.push:push"),
-    "sweep": (settings.SweepConfig, "codeprior.sweep:sweep"),
+    "sweep": (settings.SweepConfig, "codeprior.sweep.sweep:sweep"),
     "report": (settings.ReportConfig, "codeprior.report:report"),
     "demo": (settings.DemoConfig, "codeprior.demo:demo"),
     "doctor": (settings.DoctorConfig, "codeprior.doctor:doctor"),

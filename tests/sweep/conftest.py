@@ -7,7 +7,7 @@ import pytest
 
 from codeprior.config import SweepConfig, TrainClassifierConfig
 from codeprior.evaluation.classifier import train_classifier
-from codeprior.sweep import sweep
+from codeprior.sweep.sweep import sweep
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,8 @@ from codeprior.config import EvaluateConfig, SweepConfig
 from codeprior.errors import InputError
 from codeprior.evaluation.judge import evaluate
 from codeprior.generation.sample import sample
-from codeprior.sweep import sweep
 from codeprior.sweep.points import plan
+from codeprior.sweep.sweep import sweep
 from killed import run_and_die
 
 FD = "FD[digits-cnn]"

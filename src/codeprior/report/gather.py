@@ -13,6 +13,7 @@ from typing import Any
 from codeprior.artifact import MANIFEST, UNFINISHED, Manifest, digest_array, read_json, read_manifest
 from codeprior.errors import InputError
 from codeprior.prior import CodebookPrior, is_prior_file
+from codeprior.sweep import POINT
 
 _TENSORS = ".safetensors"
 
@@ -99,10 +100,16 @@ def gather(folder: Path) -> Findings:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files of ours below a folder, by their depth and path; links to folders are followed, each folder once."""
+    """The files of ours below a folder, by their depth and path; links to folders are followed, each folder once.
+
+    The points of a sweep that are done are left out: the sweep's summary tells of them.
+    """
     found: list[Path] = []
     seen: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
+        if POINT in names:
+            folders.clear()
+            continue
         inside = [name for name in sorted(folders) if not name.startswith(".")]
         folders[:] = [name for name in inside if os.path.realpath(Path(place, name)) not in seen]
         seen.update(os.path.realpath(Path(place, name)) for name in folders)

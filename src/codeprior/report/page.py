@@ -6,6 +6,7 @@ from typing import Any
 
 import codeprior.report.pictures as pictures
 import codeprior.report.summary as summary
+import codeprior.report.sweeps as sweeps
 import codeprior.report.tables as tables
 from codeprior.artifact import Manifest
 from codeprior.report.gather import Findings
@@ -38,6 +39,7 @@ def contents(findings: Findings) -> dict[str, Any]:
         "findings": summary.findings_in_words(names),
         "grids": [grid for grid in grids if grid],
         "generation": tables.generation(names),
+        "sweeps": sweeps.sweeps(findings),
         "tests": [_test(names, test) for test in findings.of("replacement")],
         "priors": tables.priors(names),
         "sizes_plot": pictures.sizes_plot(names),

@@ -146,7 +146,7 @@ def sizes_plot(names: Names) -> str | None:
         priors = [file.prior for file in names.findings.priors if file.prior.method == method]
         if priors:
             chosen[method_name(method)] = max(priors, key=lambda prior: prior.n_clusters).token_to_cluster
-    return _plot(lambda path: cluster_sizes(chosen, path)) if chosen else None
+    return plot(lambda path: cluster_sizes(chosen, path)) if chosen else None
 
 
 def loss_plots(names: Names) -> list[tuple[str, str]]:
@@ -170,10 +170,10 @@ def _loss_plot(names: Names, key: str, title: str, smoothing: float | None = Non
     def draw(path: Path) -> None:
         loss_curves(curves, path, ylabel="nats per token", title=title, smoothing=smoothing, colours=colours)
 
-    return _plot(draw) if curves else None
+    return plot(draw) if curves else None
 
 
-def _plot(draw: Callable[[Path], Any]) -> str | None:
+def plot(draw: Callable[[Path], Any]) -> str | None:
     """A plot as a data URI; None where there is nothing that could be drawn."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plot.svg"

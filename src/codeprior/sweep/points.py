@@ -21,15 +21,15 @@ from codeprior.errors import InputError
 from codeprior.evaluation.judge import evaluate
 from codeprior.generation.sample import sample
 from codeprior.shards import working_alone
+from codeprior.sweep import POINT, POINTS
+from codeprior.sweep.summary import Row
 
-POINTS, POINT = "points", "point.json"
 # Settings of sample and evaluate that say where and how, not what.
 _NO_MATTER = {"samples", "output", "overwrite", "json", "dry_run", "config", "device", "batch_size", "compile"}
 _NO_MATTER |= {"download", "write_txt", "save_features"}
 _OURS = ("samples", "output", "overwrite", "json", "dry-run")
 
 Settings = TypeVar("Settings", bound=VerbConfig)
-Row = dict[str, Any]
 ManifestOf = Callable[[Path | str], Manifest]
 
 

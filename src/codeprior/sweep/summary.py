@@ -1,4 +1,4 @@
-"""What a sweep found: a row a point, means over seeds, a picture."""
+"""What a sweep found: a row a point, means over seeds, the lines of a picture."""
 
 from __future__ import annotations
 
@@ -9,41 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from codeprior.artifact import Workspace, digest_json, write_json
-from codeprior.config import SweepConfig
-from codeprior.plots import PALETTE, score_curves
-from codeprior.sweep.points import Point, Row, claimed
+from codeprior.plots import PALETTE
 
-SUMMARY, SCORES, PICTURE = "summary", "scores.json", "scores.png"
 SEEDS = ("seed", "pick-seed")
 TRAINING = ("method", "steps")
 
-
-def summarise(config: SweepConfig, points: Sequence[Point]) -> Row:
-    """Write what was found at points that are all done, scores.json and scores.png, as an artifact; return it."""
-    found = [point.results() or {} for point in points]
-    rows = [{**point.values, **_floats(results)} for point, results in zip(points, found, strict=True)]
-    varied = list(points[0].values)
-    scores = score_names(rows, varied)
-    results: Row = {"varied": varied, "scores": scores}
-    results["points"] = [{name: row.get(name) for name in [*varied, *scores]} for row in rows]
-    if len(groups := over_seeds(rows, varied, scores)) < len(rows):
-        results["over_seeds"] = groups
-    if warnings := list(dict.fromkeys(warning for results in found for warning in results.get("warnings", ()))):
-        results["warnings"] = warnings
-    settings = {name: value for name, value in config.settings().items() if name != "over"}
-    inputs = {point.folder.name: digest_json([point.made_from, row]) for point, row in zip(points, rows, strict=True)}
-    folder = config.output / SUMMARY
-    with (
-        claimed(config.output, wait=True),
-        Workspace(folder, kind="sweep", settings=settings, inputs=inputs, overwrite=True) as workspace,
-    ):
-        if not workspace.complete:
-            write_json(workspace.path(SCORES), {**results, "points": rows})
-            axis, panels = curves(rows, varied, scores)
-            score_curves(panels, workspace.path(PICTURE), xlabel=axis)
-            workspace.finish([SCORES, PICTURE], results)
-    return {name: results[name] for name in ("points", "over_seeds", "warnings") if name in results}
+Row = dict[str, Any]
+"""What a point varies, and its scores, by name."""
 
 
 def score_names(rows: Sequence[Row], varied: Sequence[str]) -> list[str]:
@@ -86,6 +58,12 @@ def curves(rows: Sequence[Row], varied: Sequence[str], scores: Sequence[str]) ->
     return axis, {score: {name: _curve(line, axis, score) for name, line in lines.items()} for score in scores}
 
 
+def axis_title(axis: str, rows: Sequence[Row]) -> str:
+    """What the axis shows, and what the bars are where several seeds were tried."""
+    n_seeds = max(len({row.get(name) for row in rows}) for name in SEEDS)
+    return axis if axis in SEEDS or n_seeds == 1 else f"{axis} (mean and deviation of {n_seeds} seeds)"
+
+
 def _label(row: Row, by: Sequence[str], names: Mapping[str, str]) -> str:
     return ", ".join(names[str(row[name])] if name == "checkpoint" else f"{name} {row[name]}" for name in by)
 
@@ -110,10 +88,6 @@ def _short_names(paths: Sequence[str]) -> dict[str, str]:
     """Folders by their last names, where these tell them apart."""
     names = {path: Path(path).name for path in paths}
     return names if len(set(names.values())) == len(names) else {path: path for path in paths}
-
-
-def _floats(results: Row) -> Row:
-    return {name: value for name, value in results.items() if isinstance(value, float)}
 
 
 def _is_number(value: Any) -> bool:
