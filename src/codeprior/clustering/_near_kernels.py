@@ -115,6 +115,7 @@ def merge_near_rows(start, stop, old, new, place, old_weights, weights, first, s
     for a in range(start, stop):
         pair[0], pair[1] = first[a], second[a]
         n_met = 0
+        e_new = begin[a]
         for p in range(2):
             if pair[p] < 0:
                 continue
@@ -122,13 +123,18 @@ def merge_near_rows(start, stop, old, new, place, old_weights, weights, first, s
                 c = place[old_neighbour[e]]
                 if c < 0 or c == a:
                     continue
+                if second[a] < 0 and second[c] < 0:  # neither has merged
+                    if abs(old_total[e]) <= reach * (weights[a] * weights[c]):
+                        neighbour[e_new] = c
+                        total[e_new] = old_total[e]
+                        e_new += 1
+                    continue
                 if slot[c] < 0:
                     slot[c] = n_met
                     met[n_met] = c
                     parts[n_met, :] = np.inf
                     n_met += 1
                 parts[slot[c], 2 * p + (first[c] != old_neighbour[e])] = old_total[e]
-        e = begin[a]
         for t in range(n_met):
             c = met[t]
             slot[c] = -1
@@ -146,7 +152,7 @@ def merge_near_rows(start, stop, old, new, place, old_weights, weights, first, s
                         exact = False
             value = (parts[t, 0] + parts[t, 3]) + (parts[t, 1] + parts[t, 2])
             if value <= reach * (weights[a] * weights[c]):
-                neighbour[e] = c
-                total[e] = value if exact else -value
-                e += 1
-        length[a] = e - begin[a]
+                neighbour[e_new] = c
+                total[e_new] = value if exact else -value
+                e_new += 1
+        length[a] = e_new - begin[a]

@@ -114,6 +114,7 @@ def _sum_groups(
     sums: np.ndarray,
 ) -> None:
     """Fill rows and columns of `sums` for some groups of consecutive clusters."""
+    memory = np.empty(ROWS * COLUMNS + LANES)
     for group in groups[start:stop]:
         first, last = int(bounds[group[0]]), int(bounds[group[1]])
         clusters = np.repeat(np.arange(group[1] - group[0]), np.diff(bounds[group[0] : group[1] + 1]))
@@ -124,9 +125,10 @@ def _sum_groups(
             out = np.zeros((end - begin, group[1] - group[0]))
             others = points[bounds[columns[0]] : bounds[columns[1]]]
             for rows, points_of_rows in zip(rows_of, turned, strict=True):
-                memory = np.zeros(len(others) * points_of_rows.shape[1] + LANES)
-                products = memory[:-LANES].reshape(len(others), -1)
-                np.matmul(others, points_of_rows, out=products)
+                n_products = len(others) * points_of_rows.shape[1]
+                if n_products + LANES > len(memory):  # for a cluster of many points
+                    memory = np.empty(n_products + LANES)
+                np.matmul(others, points_of_rows, out=memory[:n_products].reshape(len(others), -1))
                 places = clusters[rows[0] - first :]
                 _sum_kernels.add_products(memory, rows, places, columns, points, squares, weights, bounds, out)
             _sum_kernels.put_sums(out, group, columns, sums)
