@@ -15,44 +15,71 @@ README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 
-def newest(kind: str) -> tuple[Path, dict[str, Any]]:
-    """The newest result file of a kind of machine that holds the linkage rows."""
-    for path in sorted(RESULTS.glob(f"*-{kind}.json"), reverse=True):
+def newest(benchmark: str) -> tuple[Path, dict[str, Any]]:
+    """The newest result file of two CPU cores that holds a benchmark, and what it holds of it."""
+    for path in sorted(RESULTS.glob("*-cpu2.json"), reverse=True):
         results = json.loads(path.read_text())
-        if "linkage" in results:
-            return path, results["linkage"]
-    raise SystemExit(f"no results of {kind} in {RESULTS}; run `make bench`")
+        if benchmark in results:
+            return path, results[benchmark]
+    raise SystemExit(f"no results of {benchmark} in {RESULTS}; run `make bench`")
 
 
-def table(path: Path, results: dict[str, Any]) -> str:
+def table() -> str:
     """The rows as Markdown."""
-    machine = results["machine"]
+    path, linkage = newest("linkage")
+    balanced_path, balanced = newest("balanced_kmeans")
+    machine = linkage["machine"]
+    first_call = next(row for row in linkage["rows"] if row["name"] == "first-call")
     lines = [
-        "Exact average linkage on two CPU cores, medians, beside the fastest exact peers in the same run:",
+        "Exact average linkage on two CPU cores: medians beside the fastest exact peers in the same run, and what was",
+        "asked before it was written.",
         "",
-        "| codes | to | seconds | memory | peer | peer's seconds | times faster |",
-        "|---|---|---|---|---|---|---|",
-        *(_line(row) for row in results["rows"] if "time_s" in row),
+        "| codes | to | seconds | peer | peer's seconds | of the peer's time | asked | memory | asked |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(_line(row) for row in linkage["rows"] if "time_s" in row),
+        _line(_middle(balanced["rows"])),
         "",
         f"{machine['processor']}, {machine['cpus']} cores, Python {machine['python']}, numba {machine['numba']}; "
-        f"[`{path.name}`](benchmarks/results/{path.name}), made by `{results['command']}`. "
-        "cKDTree's seconds are those of one exact nearest-neighbour pass with two workers.",
+        f"{_link(path)}, made by `{linkage['command']}`; balanced k-means: {_link(balanced_path)}, made by "
+        f"`{balanced['command']}`, the median of {len(balanced['rows'])} seeds. cKDTree's seconds are those of one "
+        "exact nearest-neighbour pass with two workers. The first call ever compiles for "
+        f"{first_call['first_s'] - first_call['second_s']:.0f} seconds.",
     ]
     return "\n".join(lines)
 
 
+def _link(path: Path) -> str:
+    return f"[`{path.name}`](benchmarks/results/{path.name})"
+
+
+def _middle(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row of median ratio, of runs that differ in the seed."""
+    row = sorted(rows, key=lambda row: row["ratio"])[len(rows) // 2]
+    return row | {"dim": 8, "kind": "balanced k-means"}
+
+
 def _line(row: dict[str, Any]) -> str:
     goal = "one cluster" if row["n_clusters"] == 1 else f"{row['n_clusters']:,}"
+    beside = bool(row.get("reference_s"))
     cells = [
         f"{row['n_codes']:,} x {row['dim']}, {row['kind']}",
         goal,
         f"{row['time_s']:.3g}",
-        f"{row['peak_bytes'] / 1e6:,.0f} MB" if "peak_bytes" in row else "",
-        str(row.get("reference") or ""),
-        f"{row['reference_s']:.3g}" if row.get("reference_s") else "",
-        f"{row['reference_s'] / row['time_s']:.3g}" if row.get("reference_s") else "",
+        row["reference"] if beside else "",
+        f"{row['reference_s']:.3g}" if beside else "",
+        _share(row["time_s"] / row["reference_s"]) if beside else "",
+        _share(row.get("target_ratio")),
+        f"{row['peak_bytes'] / 1e6:,.0f} MB",
+        f"{row['target_bytes'] / 1e6:,.0f} MB" if row.get("target_bytes") else "",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _share(ratio: float | None) -> str:
+    """A ratio of times: a fraction where it is below one."""
+    if ratio is None:
+        return ""
+    return f"1/{1 / ratio:.0f}" if ratio < 0.5 else f"{ratio:.3g}"
 
 
 def with_table(text: str, rows: str) -> str:
@@ -64,7 +91,7 @@ def with_table(text: str, rows: str) -> str:
 
 def main() -> None:
     text = README.read_text()
-    updated = with_table(text, table(*newest("cpu2")))
+    updated = with_table(text, table())
     if "--check" in sys.argv:
         raise SystemExit(None if updated == text else "the README's table is not that of the newest result file")
     README.write_text(updated)

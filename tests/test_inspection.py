@@ -4,6 +4,7 @@ from PIL import Image
 
 from codeprior import Codebook, CodebookPrior
 from codeprior.artifact import Workspace
+from codeprior.clustering.curve import within_cluster_distance
 from codeprior.config import ExtractConfig, InspectConfig
 from codeprior.errors import InputError
 from codeprior.extract import extract
@@ -52,6 +53,12 @@ def test_the_curve_of_another_linkage_is_right_and_without_mean_distances(folder
         }
     assert (folder / "plots" / "curve.png").exists()
     assert (folder / "plots" / "dendrogram.png").exists() == (method != "centroid")
+    with_codebook = inspect(InspectConfig(paths=(output, folder / "codebook.npy")))
+    assert "curve_without" not in with_codebook
+    for row in with_codebook["curve"]:
+        labels = CodebookPrior.load(output).cut(row["n_clusters"]).token_to_cluster
+        expected = within_cluster_distance(np.load(folder / "codebook.npy"), labels)
+        assert row["mean_distance"] == pytest.approx(expected, rel=1e-9, abs=1e-7)
 
 
 def test_priors_of_one_codebook_are_compared(folder):
@@ -69,6 +76,16 @@ def test_the_neighbours_of_a_code_come_nearest_first(folder):
     assert all(row["same_cluster"] for row in result["neighbours"][:2])
     distances = [row["distance"] for row in result["neighbours"]]
     assert distances == sorted(distances)
+
+
+def test_priors_of_one_name_are_told_apart_in_pictures(folder, monkeypatch):
+    (folder / "other").mkdir()
+    (folder / "other" / "dcpe.safetensors").write_bytes((folder / "dcpe.safetensors").read_bytes())
+    drawn = []
+    monkeypatch.setattr("codeprior.plots.cluster_sizes", lambda labels, _: drawn.extend(labels))
+    paths = tuple(folder / name for name in ("dcpe.safetensors", "other/dcpe.safetensors", "kmeans.safetensors"))
+    inspect(InspectConfig(paths=paths, plot=folder / "plots"))
+    assert drawn == [str(paths[0]), str(paths[1]), "kmeans"]
 
 
 def test_the_pictures_are_pictures(folder):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from codeprior.artifact import Manifest, is_artifact, read_manifest, short
-from codeprior.clustering.curve import Curve, agreement, tree_curve
+from codeprior.clustering.curve import Curve, agreement, tree_curve, with_mean_distances
 from codeprior.clustering.distance import duplicate_groups, squared_distances
 from codeprior.codebook import Codebook
 from codeprior.config import InspectConfig
@@ -18,9 +18,11 @@ from codeprior.extract import describe
 from codeprior.hub import is_on_hub
 from codeprior.own import is_own
 from codeprior.prior import CodebookPrior, is_prior_file
+from codeprior.progress import Meter
 
 _SAMPLE = 2048  # codes whose nearest neighbour is sought
 _NEIGHBOURS = 10
+_ALL_PAIRS = 32_768  # codes whose distances are all looked at: a few seconds
 _BRIEF = ("kind", "n_codes", "method", "n_clusters", "largest_cluster", "singletons", "dead_codes", "time_s")
 
 Artifact = CodebookPrior | Codebook | Manifest
@@ -40,13 +42,13 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     priors = {path: found for path, found in artifacts.items() if isinstance(found, CodebookPrior)}
     codebooks = [found for path in artifacts for found in _codebook_of(path, artifacts[path])]
     result = _describe_all(artifacts)
+    curves = {path: _curve(prior, codebooks) for path, prior in priors.items()}
     if priors:
-        first = next(iter(priors.values()))
-        result |= _curve_rows(first) | _agreement_rows(priors)
+        result |= _curve_rows(next(iter(priors.values())), next(iter(curves.values()))) | _agreement_rows(priors)
     if config.code is not None:
         result |= _around(config.code, list(priors.values()), codebooks)
     if config.plot is not None:
-        result["output"] = str(_draw(priors, config.plot))
+        result["output"] = str(_draw(priors, curves, config.plot))
     return result
 
 
@@ -124,24 +126,37 @@ def _codebook_of(path: Path, artifact: Artifact) -> list[Codebook]:
     return [Codebook.load(path)] if isinstance(artifact, Manifest) and artifact.kind == "tokenizer" else []
 
 
-def _curve_rows(prior: CodebookPrior) -> dict[str, Any]:
+def _curve_rows(prior: CodebookPrior, curve: Curve | None) -> dict[str, Any]:
     """The curve over k of the prior's tree, at its own k and at every power of two."""
-    curve = _curve(prior)
     if curve is None:
         return {}
     wanted = {prior.n_clusters, *(2**power for power in range(32))}
     rows = [curve.at(k) for k in sorted(wanted) if curve.n_clusters[0] <= k <= curve.n_clusters[-1]]
     if curve.mean_distance is None:
-        return {"curve": rows, "curve_without": f"mean distances, which the heights of {prior.method} do not tell"}
+        without = f"mean distances, which the heights of {prior.method} do not tell"
+        few = prior.live.sum() <= _ALL_PAIRS
+        return {"curve": rows, "curve_without": f"{without}: give the codebook too" if few else without}
     return {"curve": rows}
 
 
-def _curve(prior: CodebookPrior) -> Curve | None:
-    """The curve over k, of a prior with a tree; mean distances are known of average linkage alone."""
+def _curve(prior: CodebookPrior, codebooks: list[Codebook]) -> Curve | None:
+    """The curve over k, of a prior with a tree; mean distances of others than average linkage need the codebook."""
     if prior.linkage is None:
         return None
+    n_codes = int(prior.live.sum())
     usage = None if prior.usage is None else prior.usage[prior.live]
-    return tree_curve(prior.linkage, int(prior.live.sum()), usage=usage, average=prior.method == "dcpe")
+    Z, average = prior.linkage, prior.method == "dcpe"
+    codebook = next((found for found in codebooks if found.digest == prior.codebook_digest), None)
+    if not average and codebook is not None and n_codes <= _ALL_PAIRS:
+        meter = Meter()
+        Z, average = with_mean_distances(Z, _space(codebook, prior)[prior.live], meter), True
+        meter.close()
+    return tree_curve(Z, n_codes, usage=usage, average=average)
+
+
+def _space(codebook: Codebook, prior: CodebookPrior) -> np.ndarray:
+    """The vectors in the space that a prior was made in."""
+    return replace(codebook, normalize=prior.parameters.get("normalize", codebook.normalize)).space
 
 
 def _agreement_rows(priors: dict[Path, CodebookPrior]) -> dict[str, Any]:
@@ -175,9 +190,8 @@ def _around(code: int, priors: list[CodebookPrior], codebooks: list[Codebook]) -
         codebook = codebooks[0]
         if priors:
             priors[0].verify(codebook.digest, "this codebook")
-            codebook = replace(codebook, normalize=priors[0].parameters.get("normalize", codebook.normalize))
         others = np.delete(np.arange(n_codes), code)
-        distances = _distances(codebook.space, code)
+        distances = _distances(_space(codebook, priors[0]) if priors else codebook.space, code)
         order = np.argsort(distances, kind="stable")[:_NEIGHBOURS]
         result["neighbours"] = [
             {"code": int(others[i]), "distance": float(distances[i])}
@@ -187,18 +201,19 @@ def _around(code: int, priors: list[CodebookPrior], codebooks: list[Codebook]) -
     return result
 
 
-def _draw(priors: dict[Path, CodebookPrior], folder: Path) -> Path:
+def _draw(priors: dict[Path, CodebookPrior], curves: dict[Path, Curve | None], folder: Path) -> Path:
     """Pictures of the sizes of all priors, and of the tree of the first and the curves of all that have one."""
     if not priors:
         raise InputError("--plot needs a prior among the artifacts; make one with `codeprior extract`")
     from codeprior import plots
 
-    plots.cluster_sizes({path.stem: prior.token_to_cluster for path, prior in priors.items()}, folder / "sizes.png")
-    curves = {path.stem: curve for path, prior in priors.items() if (curve := _curve(prior)) is not None}
+    names = {path: path.stem if [p.stem for p in priors].count(path.stem) == 1 else str(path) for path in priors}
+    plots.cluster_sizes({names[path]: prior.token_to_cluster for path, prior in priors.items()}, folder / "sizes.png")
     first = next(iter(priors.values()))
     if first.linkage is not None and len(first.linkage) == first.live.sum() - 1 > 0 and first.method != "centroid":
         height = "mean distance at the merge" if first.method == "dcpe" else "height of the merge"
         plots.dendrogram(first.linkage, folder / "dendrogram.png", n_clusters=first.n_clusters, ylabel=height)
-    if curves:
-        plots.curves_over_k(curves, folder / "curve.png", n_clusters=first.n_clusters)
+    if any(curve is not None for curve in curves.values()):
+        named = {names[path]: curve for path, curve in curves.items()}
+        plots.curves_over_k(named, folder / "curve.png", n_clusters=first.n_clusters)
     return folder

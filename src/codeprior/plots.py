@@ -202,14 +202,15 @@ def dendrogram(
 
 
 def curves_over_k(
-    curves: Mapping[str, Curve], path: Path | str | None = None, *, n_clusters: int | None = None
+    curves: Mapping[str, Curve | None], path: Path | str | None = None, *, n_clusters: int | None = None
 ) -> Figure:
     """Draw what each number of clusters costs and keeps, for one or several trees.
 
     Parameters
     ----------
-    curves : mapping of str to Curve
-        From `codeprior.clustering.curve.tree_curve`, by name, at most seven.
+    curves : mapping of str to Curve or None
+        From `codeprior.clustering.curve.tree_curve`, by name, at most seven. None, for what has no tree, keeps its
+        colour: names have the same as in `cluster_sizes`.
     path : path, optional
         Where to write the picture: .png, .svg or .pdf.
     n_clusters : int, optional
@@ -222,18 +223,20 @@ def curves_over_k(
         has them, the mean distance within clusters and the entropy of the induced distribution.
     """
     _check_names(curves)
+    coloured = [(name, curve, colour) for (name, curve), colour in zip(curves.items(), PALETTE, strict=False) if curve]
+    drawn = [curve for _, curve, _ in coloured]
     panels = [
         ("mean_distance", "Mean distance within clusters", "distance"),
         ("largest", "Largest cluster", "codes"),
         ("singletons", "Clusters of a single code", "clusters"),
         ("entropy_nats", "Entropy of the clusters' usage", "nats"),
     ]
-    panels = [panel for panel in panels if any(getattr(curve, panel[0]) is not None for curve in curves.values())]
+    panels = [panel for panel in panels if any(getattr(curve, panel[0]) is not None for curve in drawn)]
     rows = 2 if len(panels) == 4 else 1
     with _styled():
         fig, axes_of = _figure(9.6 if rows == 2 else 12, 3.2 * rows, rows, len(panels) // rows, sharex=True)
         for axes, (field, title, unit) in zip(np.ravel(axes_of), panels, strict=True):
-            for (name, curve), colour in zip(curves.items(), PALETTE, strict=False):
+            for name, curve, colour in coloured:
                 values = getattr(curve, field)
                 if values is not None:
                     axes.plot(curve.n_clusters, values, color=colour, label=name)
@@ -245,10 +248,12 @@ def curves_over_k(
             else:
                 axes.set_ylim(0, None)
                 _thousands(axes.yaxis)
-            fewest = min(int(curve.n_clusters[0]) for curve in curves.values())
-            most = max(int(curve.n_clusters[-1]) for curve in curves.values())
+            fewest = min(int(curve.n_clusters[0]) for curve in drawn)
+            most = max(int(curve.n_clusters[-1]) for curve in drawn)
             axes.set_xlim(fewest, max(most, fewest + 1))
             _grid(axes)
+            if field == "singletons" and len(curves) > 1:
+                _legend(axes, loc="upper left")
             if n_clusters is not None:
                 axes.axvline(n_clusters, color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         for axes in np.atleast_2d(axes_of)[-1]:
@@ -264,8 +269,6 @@ def curves_over_k(
                 color=GREY,
                 fontsize=9,
             )
-        if len(curves) > 1:
-            _legend(first, loc="lower left")
     return _finish(fig, path)
 
 

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import naive
-from codeprior.clustering.curve import agreement, induced_entropy, size_statistics, tree_curve, within_cluster_distance
+from codeprior.clustering.agglomerative import LINKAGES, agglomerative_linkage
+from codeprior.clustering.curve import (
+    agreement,
+    induced_entropy,
+    size_statistics,
+    tree_curve,
+    with_mean_distances,
+    within_cluster_distance,
+)
 from codeprior.clustering.linkage import average_linkage
 from codeprior.errors import InputError
 
@@ -56,6 +64,18 @@ def test_every_point_of_the_curve_equals_its_definition(n, seed, coarse, weighte
         # Heights are rounded to 12 digits; the sums of either side to a few more.
         np.testing.assert_allclose(found["mean_distance"], expected["mean_distance"], rtol=1e-10, atol=1e-12)
         np.testing.assert_allclose(found["entropy_nats"], expected["entropy_nats"], rtol=1e-10, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 40), seeds, st.sampled_from(list(LINKAGES)), st.data())
+def test_with_the_vectors_the_curve_of_any_tree_has_mean_distances(n, seed, linkage, data):
+    x = random_codes(seed, n, coarse=False)
+    Z = agglomerative_linkage(x, linkage)[: n - data.draw(st.integers(1, n))]
+    before = Z.copy()
+    curve = tree_curve(with_mean_distances(Z, x), n)
+    np.testing.assert_array_equal(Z, before)
+    for k, found in zip(curve.n_clusters, curve.mean_distance, strict=True):
+        np.testing.assert_allclose(found, within_cluster_distance(x, naive.labels_of(Z, n, k)), rtol=1e-9, atol=1e-12)
 
 
 @settings(deadline=None, max_examples=40)

@@ -9,7 +9,8 @@ from scipy.spatial.distance import cdist
 from scipy.special import entr
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from codeprior.clustering.distance import check_vectors, check_weights
+from codeprior.clustering._merges import Progress
+from codeprior.clustering.distance import check_vectors, check_weights, mean_distance
 from codeprior.errors import InputError
 
 _BLOCK = 1024  # rows whose distances are held at a time
@@ -96,8 +97,8 @@ def tree_curve(
     weights : ndarray of shape (V,), optional
         The instance weights that the tree was made with; pairs are then weighted by their product.
     average : bool
-        Whether the tree is of average linkage. Heights of others are not mean distances: their curves have none, and
-        `within_cluster_distance` gives that of one cut.
+        Whether the tree is of average linkage. Heights of others are not mean distances, and their curves have none;
+        `with_mean_distances` gives them such heights.
 
     Returns
     -------
@@ -154,6 +155,44 @@ def _mean_distances(Z: np.ndarray, masses: np.ndarray) -> np.ndarray:
     pair_mass = _running(0.0, pairs)
     distance_sum = _running(0.0, Z[:, 2] * pairs)
     return np.divide(distance_sum, pair_mass, out=np.zeros(len(Z) + 1), where=pair_mass > 0)[::-1]
+
+
+def with_mean_distances(Z: np.ndarray, vectors: np.ndarray, progress: Progress | None = None) -> np.ndarray:
+    """Return a tree with the mean distance of the two clusters of each merge for its height (DCPE, Eq. 2).
+
+    Parameters
+    ----------
+    Z : ndarray of shape (M, 4)
+        Linkage matrix in SciPy's layout, of any linkage. Not modified.
+    vectors : ndarray of shape (V, E)
+        Its leaves.
+    progress : callable, optional
+        Called with ("merges", merges done, merges in all) now and then.
+
+    Returns
+    -------
+    Z : ndarray of shape (M, 4), float64
+        For `tree_curve`. It takes the distances of all pairs that the tree joins: V² / 2 of a complete one.
+    """
+    vectors = check_vectors(vectors)
+    n = len(vectors)
+    Z = np.array(Z, dtype=np.float64)
+    children = Z[:, :2].astype(np.int64)
+    sizes = np.concatenate([np.ones(n), Z[:, 3]]).astype(np.int64)
+    begin = np.zeros(n + len(Z), dtype=np.int64)  # of the leaves of each node, in an order that keeps them together
+    roots = np.setdiff1d(np.arange(n + len(Z)), children)
+    begin[roots] = np.cumsum(sizes[roots]) - sizes[roots]
+    for node in range(len(Z) - 1, -1, -1):
+        left, right = children[node]
+        begin[left], begin[right] = begin[n + node], begin[n + node] + sizes[left]
+    rows = np.empty_like(vectors)
+    rows[begin[:n]] = vectors
+    for t, (left, right) in enumerate(children):
+        x, y = (rows[begin[node] : begin[node] + sizes[node]] for node in (left, right))
+        Z[t, 2] = mean_distance(x, y)
+        if progress is not None:
+            progress("merges", t + 1, len(Z))
+    return Z
 
 
 def within_cluster_distance(vectors: np.ndarray, labels: np.ndarray) -> float:
