@@ -24,8 +24,9 @@ from ._sums import padded
 from ._vectors import WIDTH
 
 NEIGHBOURS = 96  # near codes of a code, on average; the reach follows from it
-SAMPLE = 1 << 18  # distances that the reach is estimated from
+SAMPLE = 512  # points whose distances to as many others the reach is estimated from
 ROWS, COLUMNS = 512, 512  # of the products made at a time: what the cache holds
+TERMS_PER_CALL = 1 << 34  # of products, a fraction of a second: Ctrl-C waits for calls to end
 ROWS_PER_CALL = 256
 # Merging begins with the nearest: what is known beyond the present limit spares distances that do not matter yet.
 STAGES = (1 / 16, 1 / 4, 1 / 2)  # of the pairs, by distance
@@ -46,7 +47,7 @@ def merge_near(
         return members, clusters
     graph, used = _Graph.of_pairs(pairs, instance_weights), None
     order, bounds = np.arange(len(points)), members.bounds
-    stages = np.quantile(pairs.at_least[:: 1 + len(pairs.at_least) // SAMPLE], STAGES).tolist()
+    stages = np.quantile(pairs.at_least[:: 1 + len(pairs.at_least) // SAMPLE**2], STAGES).tolist()
     if log.wanted < log.n_codes - 1:  # a cut may lie within reach; what is left of a complete tree is for the matrix
         stages.append(pairs.reach)
     while stages:
@@ -165,7 +166,8 @@ def _near_pairs(points: np.ndarray, pool: RowPool, log: MergeLog) -> _Pairs | No
         limit = (reach + 2.0**-22) ** 2 + error
         halves = np.pad((squares / 2 - limit / 4).astype(np.float32), (0, WIDTH), constant_values=np.inf)
         found: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-        pool.run(_pairs_of_rows, n, ROWS, unit, halves, found, tell=partial(log.tell, "near pairs"))
+        rows = max(1, min(ROWS, TERMS_PER_CALL // unit.size))
+        pool.run(_pairs_of_rows, n, rows, unit, halves, found, tell=partial(log.tell, "near pairs"))
     low, high, excess = (np.concatenate([found[start][i] for start in sorted(found)]) for i in range(3))
     sqdist = limit - 2 * excess.astype(np.float64) - 2 * error
     at_least = (np.sqrt(np.maximum(sqdist, 0)) - 2.0**-22) * scale
@@ -174,13 +176,13 @@ def _near_pairs(points: np.ndarray, pool: RowPool, log: MergeLog) -> _Pairs | No
 
 def _reach(unit: np.ndarray, squares: np.ndarray, share: float) -> float | None:
     """Return a distance that about `share` of all pairs do not exceed; None if so many are equal that none is."""
-    n = len(unit)
-    rows = np.arange(0, n, max(1, n * n // SAMPLE))
-    sqdist = squares[rows, None] + squares[None] - 2 * (unit[rows] @ unit.T)
-    sqdist = sqdist[np.arange(n) != rows[:, None]]
+    draw = np.random.default_rng(0)
+    some, others = (draw.choice(len(unit), min(SAMPLE, len(unit)), replace=False) for _ in range(2))
+    sqdist = squares[some, None] + squares[others] - 2 * (unit[some] @ unit[others].T)
+    sqdist = sqdist[some[:, None] != others]
     position = min(int(share * len(sqdist)), len(sqdist) - 1)
     reach = float(np.sqrt(max(0.0, np.partition(sqdist, position)[position])))
-    too_many = np.count_nonzero(sqdist <= (reach + 1e-4) ** 2) > 2 * share * len(sqdist) + 2 * len(rows)
+    too_many = np.count_nonzero(sqdist <= (reach + 1e-4) ** 2) > 2 * position + 64
     return None if too_many else reach
 
 
