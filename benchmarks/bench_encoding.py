@@ -29,8 +29,9 @@ from harness import interleaved, median, peak_over_now, write_results
 from PIL import Image
 
 from codeprior import embedded
-from codeprior.codes import CodeStore, encode
+from codeprior.codes import CodeStore
 from codeprior.config import EncodeConfig
+from codeprior.encoding import encode
 from codeprior.tokenizers.vqgan import PRESETS, VQGAN, VQGANTokenizer
 
 IMAGE_SIZE, CROP_RANGE = 256, 1.1

@@ -13,7 +13,7 @@ from typing import Any
 
 # A server imports torch once; its children are forked from it, free of this process's threads.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["codeprior.codes", "codeprior.sweep.sweep"])
+_CONTEXT.set_forkserver_preload(["codeprior.encoding", "codeprior.sweep.sweep"])
 
 
 def encode_and_die(config: Any, n_forward_passes: int, environment: dict[str, str]) -> int:

@@ -44,6 +44,7 @@ ORDER = [
     "evaluation.",
     "tokenizers.",
     "codes",
+    "encoding",
     "layouts",
     "exchange",
     "verify",

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from codeprior.artifact import read_json, read_manifest, write_json
-from codeprior.codes import CodeStore, count_codes, encode, unigram_entropy_nats
+from codeprior.codes import CodeStore, count_codes, unigram_entropy_nats
 from codeprior.config import EncodeConfig, TrainTokenizerConfig
 from codeprior.crops import view
+from codeprior.encoding import encode
 from codeprior.errors import InputError
 from codeprior.images import open_images
 from codeprior.pixels import to_tensor

@@ -216,7 +216,8 @@ def test_converted_files_sample_as_what_they_were_made_from(tiny, originals, tmp
 
 
 def test_a_converted_tokenizer_encodes_as_what_it_was_made_from(originals, tmp_path):
-    from codeprior.codes import CodeStore, encode
+    from codeprior.codes import CodeStore
+    from codeprior.encoding import encode
 
     weights = vq_weights()
     VQGANTokenizer(model_of(weights), 16).save_pretrained(tmp_path / "ours")

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from codeprior.artifact import digest_file, read_json, write_json
-from codeprior.codes import CodeStore, encode
+from codeprior.codes import CodeStore
 from codeprior.config import EncodeConfig, VerifyCodesConfig
+from codeprior.encoding import encode
 from codeprior.errors import InputError
 from codeprior.verify import verify_codes
 from tiny import make_tokenizer

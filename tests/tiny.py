@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from sklearn.datasets import load_digits
 
-from codeprior.codes import encode
 from codeprior.config import EncodeConfig, ExtractConfig, TrainTokenizerConfig
+from codeprior.encoding import encode
 from codeprior.extract import extract
 from codeprior.tokenizers.training import train_tokenizer
 

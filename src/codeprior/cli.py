@@ -24,7 +24,7 @@ from codeprior.version import VERSION
 
 VERBS: dict[str, tuple[type[settings.VerbConfig], str]] = {
     "train-tokenizer": (settings.TrainTokenizerConfig, "codeprior.tokenizers.training:train_tokenizer"),
-    "encode": (settings.EncodeConfig, "codeprior.codes:encode"),
+    "encode": (settings.EncodeConfig, "codeprior.encoding:encode"),
     "import-codes": (settings.ImportCodesConfig, "codeprior.exchange:import_codes"),
     "export-codes": (settings.ExportCodesConfig, "codeprior.exchange:export_codes"),
     "verify-codes": (settings.VerifyCodesConfig, "codeprior.verify:verify_codes"),

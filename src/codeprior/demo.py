@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from codeprior import config as settings
-from codeprior.codes import encode
 from codeprior.config import DemoConfig, Views
+from codeprior.encoding import encode
 from codeprior.evaluation.classifier import train_classifier
 from codeprior.evaluation.judge import evaluate
 from codeprior.extract import extract

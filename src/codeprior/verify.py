@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from codeprior.codes import CodeStore, encode_views, unigram_entropy_nats
+from codeprior.codes import CodeStore, unigram_entropy_nats
 from codeprior.config import VerifyCodesConfig
 from codeprior.device import resolve_device
+from codeprior.encoding import encode_views
 from codeprior.errors import InputError
 from codeprior.images import BadImageError, ImageSet, open_images
 from codeprior.progress import track

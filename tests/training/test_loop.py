@@ -8,8 +8,9 @@ from safetensors.numpy import load_file
 from codeprior.artifact import short
 from codeprior.checkpoint import load_checkpoint
 from codeprior.cli import main
-from codeprior.codes import CodeStore, encode
+from codeprior.codes import CodeStore
 from codeprior.config import EncodeConfig, TrainConfig
+from codeprior.encoding import encode
 from codeprior.errors import InputError
 from codeprior.model import Transformer
 from codeprior.objectives import with_usage
