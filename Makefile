@@ -1,5 +1,6 @@
 # make demo, make test: the environment is made on first use. make test-slow: tests of more than ten seconds.
-# make check: format, lint, types. make bench: measurements; LLAMAGEN=<a copy of its repository> to measure beside it.
+# make check: format, lint, types. make bench: measurements; LLAMAGEN=<a copy of its repository>, and IAR=<of its>, to
+# measure beside them.
 # Where $(PYTHON) can already import torch, its environment is used as it is; otherwise .venv is made.
 # CPU-only torch, gigabytes smaller: make demo TORCH_INDEX_URL=<the CPU index from PyTorch's install page>
 
@@ -30,8 +31,9 @@ bench: .installed-bench
 	$(RUN) benchmarks/bench_linkage.py $(BENCH_ARGS)
 	$(RUN) benchmarks/bench_encoding.py $(if $(LLAMAGEN),--original $(LLAMAGEN))
 	$(RUN) benchmarks/bench_losses.py
+	$(if $(LLAMAGEN)$(IAR),$(RUN) benchmarks/bench_training.py $(if $(LLAMAGEN),--llamagen $(LLAMAGEN)) $(if $(IAR),--iar $(IAR)))
 	$(RUN) benchmarks/table.py
-	$(RUN) benchmarks/table_objectives.py
+	$(RUN) benchmarks/table_docs.py
 
 # Torch first and alone: a looser requirement would pull gigabytes of CUDA packages onto a machine that has a CPU wheel.
 .installed-core: pyproject.toml constraints.txt

@@ -5,7 +5,7 @@
 
 Tokenizer, judge, codes and priors are made once, by the demo's recipe; every seed trains, samples and scores every
 objective. So the spread is that over training and sampling, with one tokenizer and one set of clusters.
-table_objectives.py puts the results into docs/objectives.md.
+table_docs.py puts the results into docs/objectives.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Write the newest committed measurements into docs/objectives.md, between its markers: numbers come from files.
+"""Write the newest committed measurements into the pages of docs/, between their markers: numbers come from files.
 
-Run: python benchmarks/table_objectives.py (or --check, which only says whether the page is up to date)
+Run: python benchmarks/table_docs.py (or --check, which only says whether the pages are up to date)
+
+What no result file has yet stays as it stands between its markers.
 """
 
 from __future__ import annotations
@@ -8,33 +10,37 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).parent.parent / "docs" / "objectives.md"
-TABLES = re.compile(r"(<!-- (?P<name>[\w ]+): begin -->\n)(?P<table>.*?)(<!-- (?P=name): end -->)", re.DOTALL)
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = ("objectives.md", "training.md")
+MARKED = re.compile(r"(<!-- (?P<name>[\w ]+): begin -->\n)(?P<table>.*?)(<!-- (?P=name): end -->)", re.DOTALL)
+Table = Callable[[dict[str, Any]], Iterator[str]]
 
 
-def newest(name: str) -> tuple[Path, dict[str, Any]]:
+def newest(name: str) -> tuple[Path, dict[str, Any]] | None:
     """The newest results of that name, and their file."""
     for path in sorted(RESULTS.glob("*.json"), reverse=True):
         results = json.loads(path.read_text()).get(name)
         if results is not None:
             return path, results
-    raise SystemExit(f"no results of {name} in {RESULTS}; {PAGE.name} wants them")
+    return None
 
 
 def with_tables(page: str) -> str:
     """The page with its tables made anew."""
 
     def made(found: re.Match[str]) -> str:
-        path, results = newest(found["name"])
-        table = losses_table if found["name"] == "losses" else objectives_table
-        return "\n".join([found[1].rstrip(), *table(results), "", source(path, results), found[4]])
+        measured = newest(found["name"])
+        if measured is None:
+            return found[0]
+        table = TABLES[found["name"]](measured[1])
+        return "\n".join([found[1].rstrip(), *table, "", source(*measured), found[4]])
 
-    return TABLES.sub(made, page)
+    return MARKED.sub(made, page)
 
 
 def source(path: Path, results: dict[str, Any]) -> str:
@@ -60,7 +66,7 @@ def objectives_table(results: dict[str, Any]) -> Iterator[str]:
         f"recall[{network}] ↑": (f"recall[{network}]", "{:.1%}"),
     }
     yield f"| | clusters | parameters | {' | '.join(scores)} | tokens/s in training |"
-    yield "|---" * (len(scores) + 4) + "|"
+    yield _rule(len(scores) + 4)
     for row in rows:
         counts = [f"{row[key]:,}" if row.get(key) else "" for key in ("n_clusters", "n_parameters")]
         cells = [row["title"], *counts, *(_score(row.get(key), form) for key, form in scores.values())]
@@ -82,7 +88,7 @@ def losses_table(results: dict[str, Any]) -> Iterator[str]:
     losses = {row["loss"]: row["n_tokens"] for row in rows.values() if "loss" in row}
     titles = [f"{precision}: {title}" for precision in precisions for title in ("seconds", "MB", "a step of GPT-B")]
     yield f"| loss and backward | {' | '.join(titles)} |"
-    yield "|---" * (len(titles) + 1) + "|"
+    yield _rule(len(titles) + 1)
     for loss, n_tokens in losses.items():
         cells = [loss]
         for precision in precisions:
@@ -93,16 +99,45 @@ def losses_table(results: dict[str, Any]) -> Iterator[str]:
         yield _line(cells)
 
 
+def training_table(results: dict[str, Any]) -> Iterator[str]:
+    """Rows of bench_training.py: each objective beside its original, a precision a line."""
+    titles = ("ours", "the original's", "times faster", "memory of a step", "the original's")
+    yield f"| model and step | {' | '.join(titles)} |"
+    yield _rule(len(titles) + 1)
+    for row in results["rows"]:
+        for ours, theirs in {"ours token": "llamagen", "ours iar": "iar"}.items():
+            sides = [side if f"{side} tokens_per_s" in row else None for side in (ours, theirs)]
+            speeds = ["" if side is None else f"{row[f'{side} tokens_per_s']:,.0f} tokens/s" for side in sides]
+            memory = ["" if side is None else f"{row[f'{side} peak_bytes'] / 1e6:,.0f} MB" for side in sides]
+            times = f"{row[f'{ours} times faster']:.2f}" if sides[1] else ""
+            name = f"{row['name']}, {row['batch']}, {ours.removeprefix('ours ')}"
+            yield _line([name, *speeds, times, *memory])
+
+
+TABLES: dict[str, Table] = {
+    "losses": losses_table,
+    "objectives on digits": objectives_table,
+    "objectives on photos12": objectives_table,
+    "training": training_table,
+}
+
+
+def _rule(n_columns: int) -> str:
+    return "|---" * n_columns + "|"
+
+
 def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
-    text = PAGE.read_text()
-    updated = with_tables(text)
-    if "--check" in sys.argv:
-        raise SystemExit(None if updated == text else f"the tables of {PAGE.name} are not those of the newest results")
-    PAGE.write_text(updated)
+    for page in (DOCS / name for name in PAGES):
+        text = page.read_text()
+        updated = with_tables(text)
+        if "--check" not in sys.argv:
+            page.write_text(updated)
+        elif updated != text:
+            raise SystemExit(f"the tables of {page.name} are not those of the newest results")
 
 
 if __name__ == "__main__":
