@@ -40,23 +40,25 @@ def _work(verb: str, config: Any, n_forward_passes: int, environment: dict[str, 
 def _die_after(n_forward_passes: int) -> None:
     from codeprior import parts
     from codeprior.evaluation.small_cnn import ClassifierFeatures
+    from codeprior.model import Transformer
     from codeprior.tokenizers.vqgan import VQGAN
 
     parts.SECONDS_BETWEEN_RECORDS = 0
     calls = []
 
     def counted(forward: Any) -> Any:
-        def call(model: Any, images: Any) -> Any:
-            calls.append(len(images))
+        def call(model: Any, *arguments: Any) -> Any:
+            calls.append(model)
             if len(calls) > n_forward_passes:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return forward(model, images)
+            return forward(model, *arguments)
 
         return call
 
     VQGAN.encode = counted(VQGAN.encode)
     VQGAN.decode = counted(VQGAN.decode)
     ClassifierFeatures.features = counted(ClassifierFeatures.features)
+    Transformer.states = counted(Transformer.states)
 
 
 if __name__ == "__main__":

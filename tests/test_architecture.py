@@ -60,6 +60,7 @@ ORDER = [
     "generation.",
     "training.",
     "sweep.",
+    "likelihood",
     "reconstruct",
     "report.",
     "inspection",

@@ -33,6 +33,7 @@ VERBS: dict[str, tuple[type[settings.VerbConfig], str]] = {
     "inspect": (settings.InspectConfig, "codeprior.inspection:inspect"),
     "reconstruct": (settings.ReconstructConfig, "codeprior.reconstruct:reconstruct"),
     "train": (settings.TrainConfig, "codeprior.training.loop:train"),
+    "likelihood": (settings.LikelihoodConfig, "codeprior.likelihood:likelihood"),
     "sample": (settings.SampleConfig, "codeprior.generation.sample:sample"),
     "train-classifier": (settings.TrainClassifierConfig, "codeprior.evaluation.classifier:train_classifier"),
     "reference": (settings.ReferenceConfig, "codeprior.evaluation.reference:reference"),

@@ -6,7 +6,7 @@ Imports nothing heavy, so that `codeprior --help` answers at once. A field's tex
 
 from codeprior.config.base import NOT_IDENTITY, ImagesConfig, MakeConfig, VerbConfig, Views
 from codeprior.config.foreign import ConvertConfig, PushConfig
-from codeprior.config.judgement import EvaluateConfig, ReferenceConfig, TrainClassifierConfig
+from codeprior.config.judgement import EvaluateConfig, LikelihoodConfig, ReferenceConfig, TrainClassifierConfig
 from codeprior.config.prior import ExtractConfig, InspectConfig
 from codeprior.config.sampling import GuidanceSchedule, SampleConfig, SweepConfig
 from codeprior.config.tokenizer import (
@@ -33,6 +33,7 @@ __all__ = [
     "ImagesConfig",
     "ImportCodesConfig",
     "InspectConfig",
+    "LikelihoodConfig",
     "MakeConfig",
     "PushConfig",
     "ReconstructConfig",

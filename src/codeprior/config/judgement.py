@@ -101,3 +101,28 @@ class ReferenceConfig(NetworkConfig, ImagesConfig, MakeConfig):
         super().__post_init__()
         require_positive(self, "image_size", "n_kept")
         require(self.batch_size is None or self.batch_size > 0, f"batch_size must be positive, got {self.batch_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodConfig(MakeConfig):
+    """Measure how likely held-out codes are to a transformer, in nats per token."""
+
+    checkpoint: Path = field(metadata=NOT_IDENTITY)
+    """Checkpoint folder (from train)."""
+    codes: Path = field(metadata=NOT_IDENTITY)
+    """Folder of the held-out code store (from encode)."""
+    refine: Path | None = field(default=None, metadata=NOT_IDENTITY)
+    """Checkpoint of --objective refine, to choose the tokens of a model of clusters."""
+    ema: bool = False
+    """Measure the weights averaged over the steps of training, where it kept them (--ema-decay)."""
+    views: Literal["first", "all"] = "first"
+    """Which views of each image: the first is the centre square."""
+    n_images: int | None = None
+    """Images to measure, evenly spaced; default: all."""
+    batch_size: int = 64
+    """Views a forward pass, and at least one image."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "batch_size")
+        require(self.n_images is None or self.n_images > 0, f"n_images must be positive, got {self.n_images}")

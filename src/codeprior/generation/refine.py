@@ -74,7 +74,7 @@ def chooser(checkpoint: Checkpoint, refiner: Checkpoint | None, pick: Pick, temp
         If `refiner` is no second stage to this model, or the model generates nothing.
     """
     if refiner is not None:
-        _check_refines(refiner, checkpoint)
+        check_refines(refiner, checkpoint)
         return _refiner(refiner, temperature)
     if checkpoint.config.objective == "refine":
         raise InputError(
@@ -105,7 +105,7 @@ def _picker(prior: CodebookPrior, pick: Pick) -> Chooser:
     return choose
 
 
-def _check_refines(refiner: Checkpoint, first: Checkpoint) -> None:
+def check_refines(refiner: Checkpoint, first: Checkpoint) -> None:
     """Refuse a second stage that is none, or belongs to other clusters, codes, classes or grid than the first."""
     if refiner.config.objective != "refine":
         raise InputError(f"--refine wants a checkpoint of --objective refine, got one of {refiner.config.objective}")
