@@ -47,3 +47,41 @@ def inception_images(size, n_images=2):
     images[0] *= np.linspace(0, 1, size)[:, None, None]
     images[1:, size // 3 :] = generator.uniform(0, 255, (1, 1, 3))
     return images.astype(np.uint8)
+
+
+LPIPS_FILES = {"vgg": ("vgg16-397923af.pth", "vgg.pth"), "alex": ("alexnet-owt-7be5be79.pth", "alex.pth")}
+# Shapes of torchvision's convolutions up to the last that is looked at, by their numbers; those are looked at.
+_VGG = {0: (64, 3), 2: (64, 64), 5: (128, 64), 7: (128, 128), 10: (256, 128), 12: (256, 256), 14: (256, 256)}
+_VGG |= {17: (512, 256), **dict.fromkeys((19, 21, 24, 26, 28), (512, 512))}
+_LAYERS = {
+    "vgg": {number: (*shape, 3, 3) for number, shape in _VGG.items()},
+    "alex": {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3)},
+}
+_WIDTHS = {"vgg": (64, 128, 256, 512, 512), "alex": (64, 192, 384, 256, 256)}
+
+
+def write_lpips(folder, net):
+    """The two files of LPIPS by a network, with the weights of their names and a part that LPIPS has no use for."""
+    folder.mkdir(exist_ok=True)
+    shapes = {"classifier.0.weight": (3, 3)}
+    for number, shape in _LAYERS[net].items():
+        shapes |= {f"features.{number}.weight": shape, f"features.{number}.bias": shape[:1]}
+    layers = {f"lin{number}.model.1.weight": (1, width, 1, 1) for number, width in enumerate(_WIDTHS[net])}
+    for save, names, file in ((save_zip, shapes, LPIPS_FILES[net][0]), (save_legacy, layers, LPIPS_FILES[net][1])):
+        save({name: lpips_weight(name, shape) for name, shape in names.items()}, folder / file)
+
+
+def lpips_weight(name, shape):
+    """A weight of LPIPS by its name: as `inception_weight`; those of the layers, "lin", are not below zero."""
+    weight = inception_weight(name, shape)
+    return weight.abs() if name.startswith("lin") else weight
+
+
+def lpips_pairs():
+    """Three images and what became of them, uint8 (3, 64, 64, 3) twice: noise, another picture, nothing."""
+    originals = inception_images(64, 3)
+    noise = np.random.default_rng(0).normal(0, 20, originals.shape)
+    images = np.clip(originals + noise, 0, 255).astype(np.uint8)
+    images[1] = originals[0]
+    images[2] = originals[2]
+    return originals, images

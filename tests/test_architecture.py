@@ -61,6 +61,7 @@ ORDER = [
     "training.",
     "sweep.",
     "likelihood",
+    "replacement",
     "reconstruct",
     "report.",
     "inspection",

@@ -1,3 +1,4 @@
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -6,14 +7,17 @@ import torch
 from PIL import Image
 
 from codeprior.artifact import read_manifest, short
-from codeprior.config import ReconstructConfig, TrainClassifierConfig
+from codeprior.config import ReconstructConfig, ReferenceConfig, TrainClassifierConfig
 from codeprior.errors import InputError
 from codeprior.evaluation.classifier import train_classifier
 from codeprior.evaluation.metrics import psnr_db, ssim
+from codeprior.evaluation.reference import reference as make_reference
 from codeprior.pixels import to_pixels, to_tensor
 from codeprior.prior import CodebookPrior
 from codeprior.reconstruct import example_indices, reconstruct
 from codeprior.tokenizers import load_tokenizer
+from killed import run_and_die
+from recorded import write_lpips
 from tiny import CODEBOOK_SIZE, make_tokenizer
 
 
@@ -87,7 +91,7 @@ def test_a_feature_network_adds_its_distance_by_name(tiny: Path, tmp_path: Path)
     train_classifier(
         TrainClassifierConfig(data=str(tiny / "digits.npz"), output=tmp_path / "cnn", steps=2, width=4, device="cpu")
     )
-    none, half = reconstruct(settings(tiny, tmp_path / "test", features=tmp_path / "cnn"))["rows"]
+    none, half = reconstruct(settings(tiny, tmp_path / "test", features=str(tmp_path / "cnn")))["rows"]
     assert none["FD[digits-cnn]"] > 0
     assert half["FD[digits-cnn]_sd"] > 0
 
@@ -123,8 +127,8 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_written(tiny: Path,
     for changes, message in (
         ({"image_size": 18}, "multiple of 4"),
         ({"image_size": 4}, "at least 7"),
-        ({"features": tmp_path / "cnn"}, "judges uint8 images of 8 x 8"),
-        ({"features": tmp_path / "cnn", "image_size": 8, "n_images": 1}, "2 images or more"),
+        ({"features": str(tmp_path / "cnn")}, "judges uint8 images of 8 x 8"),
+        ({"features": str(tmp_path / "cnn"), "image_size": 8, "n_images": 1}, "2 images or more"),
         ({"data": str(tmp_path / "nowhere")}, "no images at"),
     ):
         with pytest.raises(InputError, match=message):
@@ -149,3 +153,72 @@ def test_torch_is_left_as_it_was(tiny: Path, tmp_path: Path) -> None:
     before = torch.get_rng_state()
     reconstruct(settings(tiny, tmp_path / "test"))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_llamagen_s_ssim_stands_beside_the_right_one(tiny: Path, tmp_path: Path) -> None:
+    row = reconstruct(settings(tiny, tmp_path / "test", priors=()))["rows"][0]
+    tokenizer = load_tokenizer(tiny / "tokenizer")
+    with np.load(tiny / "heldout.npz") as arrays:
+        images = arrays["arr_0"]
+    decoded = to_pixels(tokenizer.decode(tokenizer.encode(to_tensor(images)), (4, 4)))
+    assert row["ssim_llamagen"] == pytest.approx(ssim(images, decoded, 510).mean(), abs=1e-4)
+    assert row["ssim_llamagen"] > row["ssim"]
+
+
+def test_lpips_is_measured_where_it_is_wanted(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    changes = {"data": str(tiny / "digits.npz"), "image_size": 64, "n_images": 3, "lpips": "alex"}
+    with pytest.raises(InputError, match=r"AlexNet, by which LPIPS\[alex\] is defined, is not at hand"):
+        reconstruct(settings(tiny, tmp_path / "test", **changes))
+    write_lpips(tmp_path / "weights", "alex")
+    monkeypatch.setenv("CODEPRIOR_WEIGHTS", str(tmp_path / "weights"))
+    rows = reconstruct(settings(tiny, tmp_path / "test", **changes))["rows"]
+    assert all(row["lpips_alex[other weights]"] > 0 for row in rows)
+
+
+@pytest.fixture(scope="module")
+def judge(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("judge") / "cnn"
+    train_classifier(
+        TrainClassifierConfig(data=str(tiny / "digits.npz"), output=folder, steps=2, width=4, device="cpu")
+    )
+    return str(folder)
+
+
+def test_a_reference_made_of_the_originals_gives_the_same_distance(tiny: Path, tmp_path: Path, judge: str) -> None:
+    made = {"data": str(tiny / "heldout.npz"), "features": judge, "device": "cpu"}
+    for purpose in ("reconstruction", "generation"):
+        make_reference(ReferenceConfig(**made, purpose=purpose, output=tmp_path / purpose))
+    own = reconstruct(settings(tiny, tmp_path / "own", features=judge))
+    given = reconstruct(settings(tiny, tmp_path / "given", features=judge, reference=str(tmp_path / "reconstruction")))
+    assert given["warnings"] == []
+    for row, other in zip(own["rows"], given["rows"], strict=True):
+        assert row["FD[digits-cnn]"] == pytest.approx(other["FD[digits-cnn]"], rel=1e-5)
+    few = {"features": judge, "reference": str(tmp_path / "reconstruction"), "n_images": 10}
+    assert (
+        "there are 10 reconstructions, but 20 images"
+        in reconstruct(settings(tiny, tmp_path / "few", **few))["warnings"][0]
+    )
+    for reference, message in (
+        (tmp_path / "generation", "was made to judge generations by"),
+        (tiny / "heldout.npz", "make a reference of them"),
+    ):
+        with pytest.raises(InputError, match=message):
+            reconstruct(settings(tiny, tmp_path / "test", features=judge, reference=str(reference)))
+    with pytest.raises(InputError, match="a reference needs --features"):
+        reconstruct(settings(tiny, tmp_path / "test", reference=str(tmp_path / "reconstruction")))
+
+
+def test_a_test_killed_and_continued_by_two_processes_is_an_unbroken_one(
+    tiny: Path, tmp_path: Path, judge: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"features": judge, "batch_size": 3}
+    unbroken = reconstruct(settings(tiny, tmp_path / "unbroken", **changes))
+    config = settings(tiny, tmp_path / "killed", **changes)
+    assert run_and_die("reconstruct", config, 12, {}) == -signal.SIGKILL
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert reconstruct(config)["state"].startswith("done; the last of 2")
+    monkeypatch.setenv("RANK", "0")
+    assert {**reconstruct(config), "output": ""} == {**unbroken, "output": ""}
+    assert read_manifest(tmp_path / "killed").digest == read_manifest(tmp_path / "unbroken").digest

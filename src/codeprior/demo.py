@@ -211,7 +211,7 @@ class Recipe:
             data=self.heldout,
             tokenizer=self.tokenizer,
             priors=priors,
-            features=self.classifier,
+            features=str(self.classifier),
             n_images=self.scale.n_scored,
             output=self.folder / "replacement",
             **self.common,

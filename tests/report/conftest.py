@@ -35,7 +35,7 @@ def run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             data=heldout,
             tokenizer=tiny / "tokenizer",
             priors=tuple(priors.values()),
-            features=cnn,
+            features=str(cnn),
             n_seeds=2,
             output=folder / "replacement",
             device="cpu",

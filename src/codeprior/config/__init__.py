@@ -6,14 +6,19 @@ Imports nothing heavy, so that `codeprior --help` answers at once. A field's tex
 
 from codeprior.config.base import NOT_IDENTITY, ImagesConfig, MakeConfig, VerbConfig, Views
 from codeprior.config.foreign import ConvertConfig, PushConfig
-from codeprior.config.judgement import EvaluateConfig, LikelihoodConfig, ReferenceConfig, TrainClassifierConfig
+from codeprior.config.judgement import (
+    EvaluateConfig,
+    LikelihoodConfig,
+    ReconstructConfig,
+    ReferenceConfig,
+    TrainClassifierConfig,
+)
 from codeprior.config.prior import ExtractConfig, InspectConfig
 from codeprior.config.sampling import GuidanceSchedule, SampleConfig, SweepConfig
 from codeprior.config.tokenizer import (
     EncodeConfig,
     ExportCodesConfig,
     ImportCodesConfig,
-    ReconstructConfig,
     TrainTokenizerConfig,
     VerifyCodesConfig,
 )

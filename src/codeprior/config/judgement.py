@@ -34,17 +34,23 @@ class TrainClassifierConfig(ImagesConfig, MakeConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
+class WeightsConfig:
+    """Where published weights are."""
+
+    inception_weights: Path | None = field(default=None, metadata=NOT_IDENTITY)
+    """pytorch-fid's or torch-fidelity's weights file; default: CODEPRIOR_WEIGHTS (a folder), then torch hub's cache."""
+    download: bool = field(default=False, metadata=NOT_IDENTITY)
+    """Allow published weights that are not at hand to be downloaded into torch hub's cache, their hash checked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(WeightsConfig):
     """Which feature network judges."""
 
     features: str = field(default="inception", metadata=NOT_IDENTITY)
     """inception (FID's, whose weights are looked for where other tools keep them), a classifier folder (from
     train-classifier), or module:function (or file.py:function), a Python function that makes a network. Scores of
     another network than the published Inception carry its name and are not called FID."""
-    inception_weights: Path | None = field(default=None, metadata=NOT_IDENTITY)
-    """pytorch-fid's or torch-fidelity's weights file; default: CODEPRIOR_WEIGHTS (a folder), then torch hub's cache."""
-    download: bool = field(default=False, metadata=NOT_IDENTITY)
-    """Allow published weights that are not at hand to be downloaded into torch hub's cache, their hash checked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,3 +132,33 @@ class LikelihoodConfig(MakeConfig):
         super().__post_init__()
         require_positive(self, "batch_size")
         require(self.n_images is None or self.n_images > 0, f"n_images must be positive, got {self.n_images}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructConfig(WeightsConfig, ImagesConfig, MakeConfig):
+    """Encode, decode and score: reconstructions as they are, and with each token a random one of its cluster."""
+
+    tokenizer: Path = field(metadata=NOT_IDENTITY)
+    """Tokenizer: a folder, hf:owner/name, or one of your own, package.module:function."""
+    priors: tuple[Path, ...] = field(default=(), metadata=NOT_IDENTITY)
+    """Priors to compare (the papers' replacement test); no replacement is always scored too."""
+    features: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """Feature network for a Fréchet distance: inception, a classifier folder, or module:function, see evaluate.
+    Default: none."""
+    reference: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """Statistics to measure it to (a folder from reference --purpose reconstruction, or an .npz with mu, sigma);
+    default: those of the originals."""
+    lpips: Literal["vgg", "alex"] | None = None
+    """Also LPIPS by this network, if its weights are at hand; default: no."""
+    n_seeds: int = 3
+    """Random replacements to average over; the spread is reported."""
+    n_images: int = 2000
+    """Images to score, at most; they pass through a batch at a time."""
+    image_size: int | None = None
+    """Side of the square images, pixels; default: the size that the tokenizer was trained at."""
+    batch_size: int = field(default=64, metadata=NOT_IDENTITY)
+    """Images a forward pass."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "n_seeds", "n_images", "batch_size")

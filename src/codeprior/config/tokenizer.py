@@ -143,27 +143,3 @@ class VerifyCodesConfig(ImagesConfig, VerbConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "n_images", "batch_size")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReconstructConfig(ImagesConfig, MakeConfig):
-    """Replace each token by a random one of its cluster, decode and score (the papers' replacement test)."""
-
-    tokenizer: Path = field(metadata=NOT_IDENTITY)
-    """Tokenizer folder, hf:owner/name, or a tokenizer of your own: package.module:function or file.py:function."""
-    priors: tuple[Path, ...] = field(default=(), metadata=NOT_IDENTITY)
-    """Priors to compare; no replacement is always scored too."""
-    features: Path | None = field(default=None, metadata=NOT_IDENTITY)
-    """Classifier folder (from train-classifier) whose features give a Fréchet distance."""
-    n_seeds: int = 3
-    """Random replacements to average over; the spread is reported."""
-    n_images: int = 2000
-    """Images to score, at most."""
-    image_size: int | None = None
-    """Side of the square images, pixels; default: the size that the tokenizer was trained at."""
-    batch_size: int = field(default=64, metadata=NOT_IDENTITY)
-    """Images a forward pass."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(self, "n_seeds", "n_images", "batch_size")

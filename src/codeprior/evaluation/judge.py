@@ -24,7 +24,7 @@ from codeprior.evaluation.checks import (
 )
 from codeprior.evaluation.extraction import Extraction, Judged, given_rows, probe
 from codeprior.evaluation.features import FeatureNetwork
-from codeprior.evaluation.networks import INCEPTION_NAME, load_network
+from codeprior.evaluation.networks import INCEPTION_NAME, load_network, space_of
 from codeprior.evaluation.scores import Scorer, Space
 from codeprior.evaluation.sources import NOTE, Images, Source, note_array, open_source
 from codeprior.npz import write_npz
@@ -119,8 +119,7 @@ class _Evaluation:
     def space(self) -> Space:
         """Of the network; without one, of what the files say, or of what the features are said to be."""
         if self.network is not None:
-            is_standard = getattr(self.network, "is_standard", False)
-            return Space(self.network.name, self.network.digest, is_standard)
+            return space_of(self.network)
         said = [source.note["space"] for source in self.sources.values() if "space" in source.note]
         label = "given" if self.config.features == INCEPTION_NAME else self.config.features
         return Space(**said[0]) if said else Space(label, "")

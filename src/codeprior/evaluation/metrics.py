@@ -29,7 +29,7 @@ def psnr_db(originals: np.ndarray, images: np.ndarray) -> np.ndarray:
     InputError
         If the arrays are not uint8 images of equal shape.
     """
-    _require_images(originals, images)
+    require_images(originals, images)
     squared = (originals.astype(np.float64) - images) ** 2
     return 10 * np.log10(255**2 / np.maximum(squared.mean(axis=(1, 2, 3)), ROUNDING_MSE))
 
@@ -66,7 +66,7 @@ def ssim(originals: np.ndarray, images: np.ndarray, data_range: float = 255) -> 
     """
     from skimage.metrics import structural_similarity
 
-    _require_images(originals, images)
+    require_images(originals, images)
     n_images, height, width, channels = originals.shape
     if min(height, width) < SSIM_WINDOW:
         raise InputError(f"SSIM needs images of at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels, got {height} x {width}")
@@ -125,7 +125,8 @@ def class_consistency(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float((np.argmax(probabilities, axis=1) == labels).mean())
 
 
-def _require_images(originals: np.ndarray, images: np.ndarray) -> None:
+def require_images(originals: np.ndarray, images: np.ndarray) -> None:
+    """Refuse what are not two batches of equal uint8 images."""
     for array in (originals, images):
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape != originals.shape:
             raise InputError(

@@ -13,6 +13,7 @@ from codeprior.errors import InputError
 from codeprior.evaluation.features import FeatureNetwork, require_uint8
 from codeprior.evaluation.inception import InceptionFeatures
 from codeprior.evaluation.pretrained import INCEPTION, find_weights
+from codeprior.evaluation.scores import Space
 from codeprior.evaluation.small_cnn import load_features
 from codeprior.hub import is_on_hub
 from codeprior.own import call_own, is_own
@@ -49,6 +50,11 @@ def load_network(
         f"no feature network at {features}: give {INCEPTION_NAME}, a classifier folder (from train-classifier), or "
         "module:function, a Python function that makes one"
     )
+
+
+def space_of(network: FeatureNetwork) -> Space:
+    """The space of a network's features."""
+    return Space(network.name, network.digest, getattr(network, "is_standard", False))
 
 
 class OwnFeatures:

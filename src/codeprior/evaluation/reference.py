@@ -12,7 +12,7 @@ from codeprior.config import ReferenceConfig
 from codeprior.device import resolve_device
 from codeprior.errors import InputError
 from codeprior.evaluation.extraction import Extraction, Judged
-from codeprior.evaluation.networks import load_network
+from codeprior.evaluation.networks import load_network, space_of
 from codeprior.evaluation.scores import Space
 from codeprior.evaluation.sources import NOTE, REFERENCE, Images, Source, note_array, open_source, statistics_arrays
 from codeprior.npz import Stream, write_npz
@@ -48,7 +48,6 @@ def reference(config: ReferenceConfig) -> dict[str, Any]:
     network = load_network(
         config.features, device, inception_weights=config.inception_weights, download=config.download
     )
-    space = Space(network.name, network.digest, getattr(network, "is_standard", False))
     with Workspace(
         config.output,
         kind="reference",
@@ -62,7 +61,7 @@ def reference(config: ReferenceConfig) -> dict[str, Any]:
             extraction.make_share()
             with workspace.alone():
                 if not workspace.complete and not extraction.is_missing:
-                    results = _write(workspace, config, source, space, extraction.judged())
+                    results = _write(workspace, config, source, space_of(network), extraction.judged())
                     workspace.finish([REFERENCE], results)
                     extraction.remove()
         results = waiting(shard) if workspace.manifest is None else workspace.manifest.results

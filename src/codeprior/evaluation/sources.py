@@ -107,17 +107,19 @@ def open_source(place: str, image_size: int | None = None, *, seed: int = 0, bad
         return _open_files(path, files)
     if image_size is None:
         raise InputError(f"no samples at {place}; give a folder from `codeprior sample`, or an .npz with arr_0")
-    return _open_set(open_images(place, bad_images=bad_images, seed=seed), image_size)
+    return set_source(open_images(place, bad_images=bad_images, seed=seed), image_size)
 
 
-def _open_set(images: ImageSet, image_size: int) -> Source:
+def set_source(images: ImageSet, image_size: int, numbers: np.ndarray | None = None) -> Source:
+    """A set of images, or those with some numbers, cut to squares of that size."""
+    chosen = np.arange(len(images)) if numbers is None else numbers
+
     def read(rows: np.ndarray) -> np.ndarray:
-        return images.read_many(rows, image_size)
+        return images.read_many(chosen[rows], image_size)
 
-    is_scaled = images.opener(0).size != (image_size, image_size)
-    return Source(
-        images.name, images.digest, Images(len(images), image_size, read, is_scaled), np.asarray(images.labels)
-    )
+    is_scaled = images.opener(int(chosen[0])).size != (image_size, image_size)
+    pixels = Images(len(chosen), image_size, read, is_scaled)
+    return Source(images.name, images.digest, pixels, images.labels[chosen])
 
 
 # -- arrays --
