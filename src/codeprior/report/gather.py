@@ -63,10 +63,11 @@ class Findings:
         return manifest if manifest.kind == "samples" else None
 
     def model_of(self, manifest: Manifest) -> Manifest | None:
-        """A checkpoint itself, or the one that samples or scores come from, if it lies below the folder."""
+        """A checkpoint itself, or the one that samples, scores or likelihoods are of, if it lies below the folder."""
         if manifest.kind == "checkpoint":
             return manifest
-        return self.source(self.samples_of(manifest), "checkpoint")
+        made_from = manifest if manifest.kind == "likelihood" else self.samples_of(manifest)
+        return self.source(made_from, "checkpoint")
 
 
 def gather(folder: Path) -> Findings:

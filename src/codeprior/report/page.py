@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import codeprior.report.pictures as pictures
+import codeprior.report.scores as scores
 import codeprior.report.summary as summary
 import codeprior.report.sweeps as sweeps
 import codeprior.report.tables as tables
@@ -38,12 +39,13 @@ def contents(findings: Findings) -> dict[str, Any]:
         "headline": summary.headline(findings),
         "findings": summary.findings_in_words(names),
         "grids": [grid for grid in grids if grid],
-        "generation": tables.generation(names),
+        "generation": scores.generation(names),
         "sweeps": sweeps.sweeps(findings),
         "tests": [_test(names, test) for test in findings.of("replacement")],
         "priors": tables.priors(names),
         "sizes_plot": pictures.sizes_plot(names),
         "models": tables.models(names),
+        "likelihoods": scores.likelihoods(names),
         "loss_plots": pictures.loss_plots(names),
         "tokenizers": tables.tokenizers(findings),
         "codes": tables.codes(findings),
@@ -58,4 +60,4 @@ def contents(findings: Findings) -> dict[str, Any]:
 def _test(names: Names, test: Manifest) -> dict[str, Any]:
     strips, columns = pictures.replacement_strips(test)
     place = names.findings.place(test.folder)
-    return {"place": place, "strips": strips, "columns": columns, "table": tables.replacement(names, test)}
+    return {"place": place, "strips": strips, "columns": columns, "table": scores.replacement(names, test)}

@@ -20,7 +20,7 @@ from codeprior.plots import PALETTE, cluster_sizes, loss_curves
 from codeprior.report.format import NO_BREAK, number, percent, score
 from codeprior.report.gather import Findings, read_meta, read_metrics
 from codeprior.report.names import Names, method_name
-from codeprior.report.tables import score_names
+from codeprior.report.scores import score_names
 
 TILE = 64  # pixels a side that small images are enlarged to, by a whole factor
 LARGEST_TILE = 128  # and large ones reduced to

@@ -14,7 +14,7 @@ from codeprior.artifact import Manifest
 from codeprior.report.format import count, duration, listing, number, percent, score
 from codeprior.report.gather import Findings, read_meta
 from codeprior.report.names import Names, method_name
-from codeprior.report.tables import real_compares, score_names
+from codeprior.report.scores import real_compares, score_names
 
 CLEAR = 2.0  # standard deviations of a difference, below which it is called none
 
