@@ -122,8 +122,16 @@ def test_a_wrong_recipe_is_one_line(text, said, capsys, tmp_path):
     assert said in line
 
 
-def test_doctor_shows_packages_and_devices(capsys):
+def test_doctor_shows_packages_devices_and_weights(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("CODEPRIOR_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    (tmp_path / "pt_inception-2015-12-05-6726825d.pth").write_bytes(b"cut short")
     main(["doctor", "--json"])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {"torch", "numba"} <= {row["package"] for row in result["packages"]}
     assert result["devices"][0]["device"] == "cpu"
+    assert result["weights_from"].startswith(f"{tmp_path} (CODEPRIOR_WEIGHTS), {tmp_path / 'torch'}")
+    inception, *others = result["weights"]
+    assert inception["found"] == str(tmp_path / "pt_inception-2015-12-05-6726825d.pth")
+    assert inception["get it by"].startswith("removing this one")
+    assert {row["found"] for row in others} == {"missing"}

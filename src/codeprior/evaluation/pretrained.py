@@ -19,13 +19,15 @@ FOLDER_VARIABLE = "CODEPRIOR_WEIGHTS"
 
 @dataclass(frozen=True)
 class Published:
-    """A file of weights: what it is for, what it is called, the SHA-256 that the first of its names stands for."""
+    """A file of weights: what it is for, what it is called, the SHA-256 that the first of its names stands for, and
+    what to do without it."""
 
     what: str
     purpose: str
     names: tuple[str, ...]
     sha256: str
     url: str
+    instead: str
 
 
 INCEPTION = Published(
@@ -34,13 +36,16 @@ INCEPTION = Published(
     ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth"),
     "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+    "scores of other networks need none: --features CLASSIFIER",
 )
+_NO_LPIPS = "leave out --lpips"
 VGG16 = Published(
     "VGG-16",
     "LPIPS[vgg]",
     ("vgg16-397923af.pth",),
     "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
     "https://download.pytorch.org/models/vgg16-397923af.pth",
+    _NO_LPIPS,
 )
 ALEXNET = Published(
     "AlexNet",
@@ -48,6 +53,7 @@ ALEXNET = Published(
     ("alexnet-owt-7be5be79.pth",),
     "7be5be79",  # as much as its name says
     "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+    _NO_LPIPS,
 )
 _HEADS = "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1"
 LPIPS_VGG = Published(
@@ -56,6 +62,7 @@ LPIPS_VGG = Published(
     ("vgg.pth", "vgg_lpips.pth"),
     "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
     f"{_HEADS}/vgg.pth",
+    _NO_LPIPS,
 )
 LPIPS_ALEX = Published(
     "LPIPS' weights of AlexNet's layers",
@@ -63,6 +70,7 @@ LPIPS_ALEX = Published(
     ("alex.pth",),
     "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
     f"{_HEADS}/alex.pth",
+    _NO_LPIPS,
 )
 ALL = (INCEPTION, VGG16, LPIPS_VGG, ALEXNET, LPIPS_ALEX)
 
@@ -97,10 +105,10 @@ def find_weights(published: Published, given: Path | None = None, *, download: b
     if found is None and download:
         found = _download(published), "downloaded"
     if found is None:
-        places = ", ".join(str(folder) for folder, _ in _folders())
+        places = ", ".join(str(folder) for folder, _ in searched_folders())
         raise InputError(
             f"{published.what}, by which {published.purpose} is defined, is not at hand: put {published.names[0]} into "
-            f"one of {places}, or allow --download; scores of other networks need none: --features CLASSIFIER"
+            f"one of {places}, or allow --download; {published.instead}"
         )
     path, way = found
     announce(f"{published.what}: {path} ({way})")
@@ -109,14 +117,15 @@ def find_weights(published: Published, given: Path | None = None, *, download: b
 
 def locate(published: Published) -> tuple[Path, str] | None:
     """Where a file lies already and which way it was found; None if nowhere."""
-    for folder, way in _folders():
+    for folder, way in searched_folders():
         for name in published.names:
             if (folder / name).is_file():
                 return folder / name, way
     return None
 
 
-def _folders() -> Iterator[tuple[Path, str]]:
+def searched_folders() -> Iterator[tuple[Path, str]]:
+    """Where files are looked for, in order, and what each place is called."""
     if folder := os.environ.get(FOLDER_VARIABLE):
         yield Path(folder), FOLDER_VARIABLE
     yield hub_folder(), "torch hub's cache"
