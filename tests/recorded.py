@@ -1,6 +1,8 @@
 """What tests of recorded or foreign files share: weights that follow from their names, torch files in both formats."""
 
+import json
 import zlib
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -38,6 +40,13 @@ def inception_weight(name, shape):
     if name.endswith("running_var"):
         return 1 + weight_named(name, shape)
     return weight_named(name, shape) * (2**0.5 if len(shape) == 4 else 1)
+
+
+def write_inception(path):
+    """The file of torch-fidelity, with the weights of its names."""
+    with np.load(Path(__file__).parent / "golden" / "inception_io.npz") as arrays:
+        shapes = dict(zip(arrays["names"], map(json.loads, arrays["shapes"]), strict=True))
+    save_zip({str(name): inception_weight(str(name), tuple(shape)) for name, shape in shapes.items()}, path)
 
 
 def inception_images(size, n_images=2):

@@ -8,12 +8,17 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from codeprior.artifact import digest_file
 from codeprior.cli import main, parse
+from recorded import inception_images, write_inception
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -149,3 +154,33 @@ def test_the_cluster_scripts_of_the_page_on_training_are_shell_and_their_flags_a
     assert len(many) == 2
     for line in many:
         parse("train", shlex.split(line.split(" -m codeprior train ")[1].removesuffix(" &")))
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_on_evaluation_run_in_order(tmp_path, monkeypatch, capsys):
+    """With weights of Inception that pass for the published ones, and few images in the place of ImageNet's."""
+    from codeprior.evaluation import networks
+    from codeprior.tokenizers.vqgan import VQGAN, VQGANConfig
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CODEPRIOR_WEIGHTS", str(tmp_path))
+    weights = tmp_path / networks.INCEPTION.names[0]
+    write_inception(weights)
+    digest = digest_file(weights).removeprefix("sha256:")
+    monkeypatch.setattr(networks, "INCEPTION", replace(networks.INCEPTION, sha256=digest))
+    np.savez("samples.npz", arr_0=inception_images(32, 6))
+    np.savez("VIRTUAL_imagenet256_labeled.npz", arr_0=inception_images(32, 5))
+    np.savez("reconstructions.npz", arr_0=inception_images(256, 3))
+    for number, pixels in enumerate(inception_images(256, 3)):
+        path = tmp_path / "imagenet" / "val" / f"n0144076{number}" / "ILSVRC2012_val_00000293.JPEG"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(pixels).save(path)
+    torch.save({"model": VQGAN(VQGANConfig(32, (1, 1, 1, 1, 1), 1, 1, 16, codebook_size=32)).state_dict()}, "vq.pt")
+    main(["convert", "vq.pt", "--output", "runs/vq-16"])
+    for argv in commands(ROOT / "docs" / "evaluation.md"):
+        main([*argv, *([] if "50000" in argv else SHORTER.get(argv[0], []))])
+    said = capsys.readouterr()
+    assert "rFID" in said.out
+    assert "gFID" in said.out
+    assert "precision_float16" in (tmp_path / "runs" / "as-adm" / "scores.json").read_text()
+    assert (tmp_path / "samples.txt").read_text().startswith("Inception Score: ")

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from codeprior.evaluation.inception import InceptionFeatures, load_inception
 from codeprior.evaluation.judge import evaluate
 from codeprior.evaluation.metrics import inception_score
 from codeprior.evaluation.statistics import frechet_distance
-from recorded import inception_images, inception_weight, save_legacy, save_zip
+from recorded import inception_images, save_legacy, save_zip, write_inception
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "inception_io.npz"
 
@@ -25,11 +24,9 @@ def recorded() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def weights(recorded: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of torch-fidelity, with the weights of its names."""
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("inception") / "random-inception.pth"
-    shapes = dict(zip(recorded["names"], map(json.loads, recorded["shapes"]), strict=True))
-    save_zip({str(name): inception_weight(str(name), tuple(shape)) for name, shape in shapes.items()}, path)
+    write_inception(path)
     return path
 
 
