@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 
 from codeprior.errors import InputError
@@ -36,6 +37,18 @@ def test_distance_of_two_lines_is_the_closed_form() -> None:
     a, b = generator.normal(3, 2, size=(40, 1)), generator.normal(-1, 0.5, size=(60, 1))
     expected = (a.mean() - b.mean()) ** 2 + (a.std(ddof=1) - b.std(ddof=1)) ** 2
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("n_images", [40, 400])  # about as many images as features, and more
+def test_distance_is_the_definition_with_a_matrix_root(n_images: int) -> None:
+    """As ADM's evaluator writes it for FID and, of spatial features, for sFID."""
+    generator = np.random.default_rng(9)
+    a = generator.normal(size=(n_images, 35)) @ generator.normal(size=(35, 35))
+    b = np.maximum(generator.normal(size=(500, 35)), 0)
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    traces = np.trace(cov_a + cov_b - 2 * scipy.linalg.sqrtm(cov_a @ cov_b).real)
+    expected = ((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum() + traces
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("n_images", [9, 200])  # fewer images than features, and more

@@ -7,6 +7,7 @@ import pytest
 from codeprior.config import (
     EvaluateConfig,
     ExtractConfig,
+    LikelihoodConfig,
     ReconstructConfig,
     SampleConfig,
     TrainClassifierConfig,
@@ -16,6 +17,7 @@ from codeprior.evaluation.classifier import train_classifier
 from codeprior.evaluation.judge import evaluate
 from codeprior.extract import extract
 from codeprior.generation.sample import sample
+from codeprior.likelihood import likelihood
 from codeprior.reconstruct import reconstruct
 from codeprior.training.loop import train
 
@@ -59,7 +61,7 @@ def run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             SampleConfig(
                 checkpoint=folder / "models" / name,
                 tokenizer=tiny / "tokenizer",
-                n_images=30,
+                n_images=16,
                 output=samples,
                 device="cpu",
             )
@@ -71,6 +73,14 @@ def run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 baseline=digits,
                 features=str(cnn),
                 output=folder / "evaluations" / name,
+                device="cpu",
+            )
+        )
+        likelihood(
+            LikelihoodConfig(
+                checkpoint=folder / "models" / name,
+                codes=tiny / "heldout",
+                output=folder / "likelihoods" / name,
                 device="cpu",
             )
         )

@@ -8,9 +8,11 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
+from codeprior.artifact import read_manifest
 from codeprior.config import ReportConfig
 from codeprior.errors import InputError
 from codeprior.report import report
+from codeprior.report.format import number, score
 
 VOID = {"meta", "link", "img", "br"}
 
@@ -62,7 +64,7 @@ def decode(uri: str) -> tuple[str, bytes]:
 def page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
     output = tmp_path_factory.mktemp("page") / "report.html"
     result = report(ReportConfig(folder=run, output=output, title="Of <digits> & tokens"))
-    assert result == {"output": str(output), "n_artifacts": 14, "n_priors": 2, "n_left_out": 0}
+    assert result == {"output": str(output), "n_artifacts": 17, "n_priors": 2, "n_left_out": 0}
     return Page(output)
 
 
@@ -79,6 +81,18 @@ def test_a_whole_run_has_every_section(page: Page) -> None:
     assert "Of <digits> & tokens" in page.text
     for words in ("60 images of 10 classes, 16 × 16 pixels", "FD[digits-cnn]", "k-means clusters", "real images"):
         assert words in page.text
+
+
+def test_scores_stand_beside_their_numbers_of_images_and_what_speaks_against_comparing(run: Path, page: Page) -> None:
+    scores = read_manifest(run / "evaluations" / "dcpe").results
+    assert score(scores["FD[digits-cnn]"], scores["FD[digits-cnn]_sd"]) in page.text
+    assert "Reference: 20 real images. Real images: 16 images of digits against the same reference." in page.text
+    assert (
+        "Mind (plain tokens, k-means clusters, DCPE clusters): 16 images have no covariance of full rank" in page.text
+    )
+    likelihoods = read_manifest(run / "likelihoods" / "dcpe").results
+    assert number(likelihoods["nats_per_token"], 3, likelihoods["nats_per_token_se"]) in page.text
+    assert number(likelihoods["nats_per_cluster"], 3) in page.text
 
 
 def test_the_page_needs_no_other_file_no_network_and_no_script(page: Page) -> None:
@@ -125,7 +139,7 @@ def test_a_folder_with_one_prior_has_a_page_without_holes(tiny: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "kind", ["tokenizer", "codes", "classifier", "replacement", "models", "samples", "evaluations"]
+    "kind", ["tokenizer", "codes", "classifier", "replacement", "models", "samples", "evaluations", "likelihoods"]
 )
 def test_each_kind_of_artifact_alone_has_a_page(run: Path, tmp_path: Path, kind: str) -> None:
     shutil.copytree(run / kind, tmp_path / kind)
