@@ -33,7 +33,7 @@ def test_weights_are_looked_for_as_given_then_in_the_variable_s_folder_then_in_t
     (places["variable"] / NAME).write_bytes(b"variable")
     assert find_weights(INCEPTION)[:2] == (places["variable"] / NAME, "CODEPRIOR_WEIGHTS")
     assert find_weights(INCEPTION, places["given"]).path == places["given"]
-    assert f"Inception of 2015: {places['given']} (as given)" in capsys.readouterr().err
+    assert f"Inception of 2015: {places['given']} (as given; not what was published)" in capsys.readouterr().err
     with pytest.raises(InputError, match="there is no such file"):
         find_weights(INCEPTION, places["hub"] / "nowhere.pth")
 

@@ -110,9 +110,10 @@ def find_weights(published: Published, given: Path | None = None, *, download: b
             f"{published.what}, by which {published.purpose} is defined, is not at hand: put {published.names[0]} into "
             f"one of {places}, or allow --download; {published.instead}"
         )
-    path, way = found
-    announce(f"{published.what}: {path} ({way})")
-    return Found(path, way, digest_file(path))
+    weights = Found(*found, digest_file(found[0]))
+    said = weights.way if weights.is_published(published) else f"{weights.way}; not what was published"
+    announce(f"{published.what}: {weights.path} ({said})")
+    return weights
 
 
 def locate(published: Published) -> tuple[Path, str] | None:
