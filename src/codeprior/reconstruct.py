@@ -18,7 +18,7 @@ from codeprior.artifact import Workspace, write_atomically, write_json
 from codeprior.config import ReconstructConfig
 from codeprior.device import resolve_device
 from codeprior.errors import InputError
-from codeprior.evaluation.checks import check_sizes, check_spaces, reference_warnings
+from codeprior.evaluation.checks import check_sizes, check_spaces, frechet_warnings, reference_warnings
 from codeprior.evaluation.features import FeatureNetwork
 from codeprior.evaluation.lpips import Lpips
 from codeprior.evaluation.metrics import LLAMAGEN_RANGE, SSIM_WINDOW, psnr_db, ssim
@@ -93,7 +93,6 @@ class _Test:
             if config.reference is not None:
                 raise InputError("a reference needs --features, whose statistics it holds")
             return
-        _ = self.n_features
         if len(self.numbers) < 2:
             raise InputError(f"a Fréchet distance needs 2 images or more, got {len(self.numbers)}")
         _ = self.warnings
@@ -146,18 +145,22 @@ class _Test:
 
     @cached_property
     def warnings(self) -> list[str]:
-        """What speaks against the reference."""
-        if self.reference is None or self.network is None:
+        """What speaks against comparing the Fréchet distances."""
+        if self.network is None:
             return []
+        space = space_of(self.network)
+        found = frechet_warnings(len(self.numbers), self.n_features, space)
+        if self.reference is None:
+            return found
         originals = set_source(self.images, self.size, self.numbers)
         check_sizes(originals, [self.reference])
-        check_spaces([self.reference], space_of(self.network))
+        check_spaces([self.reference], space)
         if "features" not in self.reference.statistics and self.reference.features is None:
             raise InputError(
                 f"{self.config.reference} holds images alone; make a reference of them: codeprior reference "
                 "--purpose reconstruction"
             )
-        return reference_warnings(originals, self.reference, "reconstruction")
+        return found + reference_warnings(originals, self.reference, "reconstruction")
 
     @property
     def inputs(self) -> dict[str, str]:

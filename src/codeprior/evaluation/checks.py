@@ -85,24 +85,28 @@ def _looks_like_training(samples: Source, reference: Source) -> str | None:
 
 def number_warnings(images: Judged, reference: Judged, space: Space) -> list[str]:
     """What too few images do to the scores."""
-    found = []
-    n_images, width = images.source.n_images, len(reference.gaussian.mean)
-    if n_images is not None and n_images <= width:
-        found.append(
-            f"{n_images} images have no covariance of full rank in {width} features: a Fréchet distance of so few is "
-            "mostly bias"
-        )
-    elif n_images is not None and space.is_standard and n_images < PUBLISHED_SAMPLES:
-        found.append(
-            f"FID falls with the number of images, and published ones are of {PUBLISHED_SAMPLES:,}; this is of "
-            f"{n_images:,}, and compares with such alone"
-        )
+    found = frechet_warnings(images.source.n_images, len(reference.gaussian.mean), space)
     if space.is_standard and len(reference) and len(reference) != PUBLISHED_REFERENCE:
         found.append(
             f"published precision and recall are those of {PUBLISHED_REFERENCE:,} reference images; here are "
             f"{len(reference):,} (ADM's batch at 512 pixels has 1,000)"
         )
     return found
+
+
+def frechet_warnings(n_images: int | None, n_features: int, space: Space) -> list[str]:
+    """What too few images do to a Fréchet distance; their number is None where it is not known."""
+    if n_images is not None and n_images <= n_features:
+        return [
+            f"{n_images} images have no covariance of full rank in {n_features} features: a Fréchet distance of so few "
+            "is mostly bias"
+        ]
+    if n_images is not None and space.is_standard and n_images < PUBLISHED_SAMPLES:
+        return [
+            f"FID falls with the number of images, and published ones are of {PUBLISHED_SAMPLES:,}; this is of "
+            f"{n_images:,}, and compares with such alone"
+        ]
+    return []
 
 
 def order_warnings(images: Judged, split_size: int, shuffled_name: str) -> list[str]:
