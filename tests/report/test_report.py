@@ -147,6 +147,7 @@ def test_each_kind_of_artifact_alone_has_a_page(run: Path, tmp_path: Path, kind:
     page = Page(tmp_path / "report.html")
     assert "How it was made" in page.headings
     assert "None" not in page.text.split("Settings, seeds and digests")[0]
+    assert len(page.headings) > 1
     assert " nan" not in page.text
 
 

@@ -59,5 +59,10 @@ def contents(findings: Findings) -> dict[str, Any]:
 
 def _test(names: Names, test: Manifest) -> dict[str, Any]:
     strips, columns = pictures.replacement_strips(test)
-    place = names.findings.place(test.folder)
-    return {"place": place, "strips": strips, "columns": columns, "table": scores.replacement(names, test)}
+    return {
+        "place": names.findings.place(test.folder),
+        "replaces": len(test.results["rows"]) > 1,
+        "strips": strips,
+        "columns": columns,
+        "table": scores.replacement(names, test),
+    }

@@ -36,14 +36,16 @@ class _Shown(NamedTuple):
     title: str = ""
     note: str = ""
     is_share: bool = False
+    digits: int | None = None
+    """After the point; without them, as `format.score` has it."""
 
 
 _GENERATION = (
     _Shown("FD", more_is_better=False),
     _Shown("sFD", more_is_better=False),
-    _Shown("KD", more_is_better=False),
-    _Shown("IS", more_is_better=True),
-    _Shown("IS_shuffled", more_is_better=True, title="IS", note="of the samples shuffled"),
+    _Shown("KD", more_is_better=False, digits=4),
+    _Shown("IS", more_is_better=True, digits=2),
+    _Shown("IS_shuffled", more_is_better=True, title="IS", note="of the samples shuffled", digits=2),
     _Shown("precision", more_is_better=True, title="Precision", is_share=True),
     _Shown("recall", more_is_better=True, title="Recall", is_share=True),
     _Shown("precision_float16", more_is_better=True, title="Precision", note="float16 distances", is_share=True),
@@ -82,7 +84,7 @@ def _value(results: dict[str, Any], name: str, kind: _Shown) -> str:
     value, sd = results.get(name), results.get(f"{name}_sd")
     if kind.is_share:
         return percent(value)
-    return number(value, sd=sd) if kind.more_is_better else score(value, sd)
+    return score(value, sd) if kind.digits is None else number(value, kind.digits, sd)
 
 
 def _generation_note(names: Names, evaluations: list[Manifest], real: list[dict[str, Any]]) -> str:
