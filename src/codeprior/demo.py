@@ -18,6 +18,7 @@ from codeprior.evaluation.classifier import train_classifier
 from codeprior.evaluation.judge import evaluate
 from codeprior.extract import extract
 from codeprior.generation.sample import sample
+from codeprior.likelihood import likelihood
 from codeprior.reconstruct import reconstruct
 from codeprior.report import report
 from codeprior.stages import Chain, Phase, Stage, run
@@ -140,13 +141,16 @@ class Recipe:
     def phases(self, *, full: bool) -> list[Phase]:
         """Everything, in order; with `full`, every objective."""
         priors: dict[str, Any] = {name: {"prior": self.prior(name)} for name in ("kmeans", "dcpe")}
-        generators = [[self.train(name, **priors.get(name, {})), *self.judge(name, name)] for name in VARIANTS]
+        generators = [self.generator(name, **priors.get(name, {})) for name in VARIANTS]
         second_stage: list[Phase] = []
         if full:
             dcpe = priors["dcpe"]
-            generators += [[self.train(name, objective=name, **dcpe), *self.judge(name, name)] for name in FULL]
+            generators += [self.generator(name, objective=name, **dcpe) for name in FULL]
             generators.append([self.train("refine", objective="refine", n_layers=1, **dcpe)])
-            second_stage = [[self.judge(REFINED, "dcpe", refine=self.model("refine"))]]
+            refined: dict[str, Any] = {"refine": self.model("refine")}
+            second_stage = [
+                [self.judge(REFINED, "dcpe", **refined), [self.likelihood(REFINED, "dcpe", **refined)]],
+            ]
         extractions = [[self.extract(name, method=name)] for name in priors]
         return [
             *self.preparation(),
@@ -155,6 +159,10 @@ class Recipe:
             *second_stage,
             [[self.report()]],
         ]
+
+    def generator(self, name: str, **changes: Any) -> Chain:
+        """A transformer, how likely held-out images are to it, its samples and their scores."""
+        return [self.train(name, **changes), self.likelihood(name, name), *self.judge(name, name)]
 
     def preparation(self) -> list[Phase]:
         """A tokenizer, a judge, and the codes of both halves of the data."""
@@ -191,6 +199,13 @@ class Recipe:
         inputs: dict[str, Any] = {"codes": self.codes, "heldout_codes": self.heldout_codes}
         config = settings.TrainConfig(output=self.model(name), **inputs, **given)
         return Stage(f"train {name}", train, config, self.scale.seconds["train"])
+
+    def likelihood(self, name: str, model: str, **changes: Any) -> Stage:
+        """How likely held-out codes are to a model."""
+        inputs: dict[str, Any] = {"checkpoint": self.model(model), "codes": self.heldout_codes}
+        output = self.folder / "likelihoods" / name
+        config = settings.LikelihoodConfig(output=output, **inputs, **self.common, **changes)
+        return Stage(f"measure {name}", likelihood, config, self.scale.seconds["evaluate"])
 
     def judge(self, name: str, model: str, **changes: Any) -> Chain:
         """Samples of a model, and their scores."""

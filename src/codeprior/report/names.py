@@ -57,10 +57,11 @@ class Names:
     def method(self, manifest: Manifest) -> str:
         """The clustering method behind a checkpoint, samples or scores, after its use where it has one of `USES`;
         "token" for none, "" if unknown."""
-        model, samples = self.findings.model_of(manifest), self.findings.samples_of(manifest)
+        model = self.findings.model_of(manifest)
         if model is None:
             return ""
-        refined = samples is not None and "refine" in samples.inputs
+        use_of_model = manifest if manifest.kind == "likelihood" else self.findings.samples_of(manifest)
+        refined = use_of_model is not None and "refine" in use_of_model.inputs
         use = "refined" if refined else model.results.get("objective")
         return (f"{use} " if use in USES else "") + (model.results.get("method") or TOKENS)
 
