@@ -63,7 +63,12 @@ _STYLE: Any = {
 }
 
 
-def cluster_sizes(labels: Mapping[str, np.ndarray], path: Path | str | None = None) -> Figure:
+def cluster_sizes(
+    labels: Mapping[str, np.ndarray],
+    path: Path | str | None = None,
+    *,
+    colours: Mapping[str, str] | None = None,
+) -> Figure:
     """Draw how large the clusters of several clusterings are (DCPE's Fig. 4).
 
     Parameters
@@ -72,6 +77,8 @@ def cluster_sizes(labels: Mapping[str, np.ndarray], path: Path | str | None = No
         Labels by the name of the method, at most seven.
     path : path, optional
         Where to write the picture: .png, .svg or .pdf.
+    colours : mapping of str to str, optional
+        Colour of each name; the palette's in their order by default.
 
     Returns
     -------
@@ -85,7 +92,8 @@ def cluster_sizes(labels: Mapping[str, np.ndarray], path: Path | str | None = No
         fig, (left, right) = _figure(9.6, 4.2, 1, 2)
         edges = _size_bins(min(int(s[-1]) for s in sizes.values()), largest)
         tops = []
-        for (name, size), colour in zip(sizes.items(), PALETTE, strict=False):
+        for (name, size), default in zip(sizes.items(), PALETTE, strict=False):
+            colour = (colours or {}).get(name) or default
             counts, _ = np.histogram(size, edges)
             tops.append(counts.max())
             left.stairs(counts, edges, fill=True, color=colour, alpha=0.22)

@@ -90,6 +90,7 @@ def test_scores_stand_beside_their_numbers_of_images_and_what_speaks_against_com
     assert (
         "Mind (plain tokens, k-means clusters, DCPE clusters): 16 images have no covariance of full rank" in page.text
     )
+    assert "Seeds of training 0 and of sampling 0." in page.text
     likelihoods = read_manifest(run / "likelihoods" / "dcpe").results
     assert number(likelihoods["nats_per_token"], 3, likelihoods["nats_per_token_se"]) in page.text
     assert number(likelihoods["nats_per_cluster"], 3) in page.text

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from codeprior import embedded
 from codeprior.artifact import MANIFEST, UNFINISHED, digest_json, digest_sampled, read_manifest
 from codeprior.crops import to_rgb
 from codeprior.errors import InputError
@@ -37,7 +38,7 @@ class Images:
     size: int
     read: Callable[[np.ndarray], np.ndarray] = field(repr=False)
     is_scaled: bool = False
-    """Whether they are cut to squares and scaled on the way."""
+    """Whether they are cut to squares and scaled on the way, in a manner that others may not share."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +118,8 @@ def set_source(images: ImageSet, image_size: int, numbers: np.ndarray | None = N
     def read(rows: np.ndarray) -> np.ndarray:
         return images.read_many(chosen[rows], image_size)
 
-    is_scaled = images.opener(int(chosen[0])).size != (image_size, image_size)
-    pixels = Images(len(chosen), image_size, read, is_scaled)
+    is_square = images.name in embedded.NAMES or images.opener(int(chosen[0])).size == (image_size, image_size)
+    pixels = Images(len(chosen), image_size, read, is_scaled=not is_square)
     return Source(images.name, images.digest, pixels, images.labels[chosen])
 
 

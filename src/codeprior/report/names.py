@@ -49,8 +49,8 @@ class Names:
     def __init__(self, findings: Findings) -> None:
         self.findings = findings
         methods = {file.prior.method for file in findings.priors}
-        makers = [*findings.of("checkpoint"), *findings.of("samples")]
-        methods |= {self.method(maker) for maker in makers} - {TOKENS, ""}
+        users = [*findings.of("checkpoint"), *findings.of("samples"), *findings.of("likelihood")]
+        methods |= {self.method(user) for user in users} - {TOKENS, ""}
         self.methods = [*sorted(methods, key=_rank), TOKENS]
         """In the order of their colours: DCPE after what it is compared with, its uses, plain tokens last."""
 

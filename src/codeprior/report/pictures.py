@@ -141,12 +141,13 @@ def replacement_strips(test: Manifest) -> tuple[list[Strip], list[str]]:
 
 def sizes_plot(names: Names) -> str | None:
     """Cluster sizes of the priors, one of each method: that with most clusters."""
-    chosen: dict[str, np.ndarray] = {}
+    chosen, colours = {}, {}
     for method in names.methods[: len(PALETTE)]:
         priors = [file.prior for file in names.findings.priors if file.prior.method == method]
         if priors:
             chosen[method_name(method)] = max(priors, key=lambda prior: prior.n_clusters).token_to_cluster
-    return plot(lambda path: cluster_sizes(chosen, path)) if chosen else None
+            colours[method_name(method)] = names.method_color(method)
+    return plot(lambda path: cluster_sizes(chosen, path, colours=colours)) if chosen else None
 
 
 def loss_plots(names: Names) -> list[tuple[str, str]]:

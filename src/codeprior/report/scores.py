@@ -75,9 +75,10 @@ def generation(names: Names) -> Table:
 
 
 def _column(name: str, kind: _Shown) -> Column:
-    network = f"of {name[name.index('[') + 1 : -1]}" if kind.title and "[" in name else ""
-    note = ", ".join(filter(None, (kind.note, network)))
-    return Column(f"{kind.title or name} {'↑' if kind.more_is_better else '↓'}", note)
+    """The network's name, where a score carries one, stands below its own."""
+    own, _, network = name.removesuffix("]").partition("[")
+    note = ", ".join(filter(None, (kind.note, network and f"of {network}")))
+    return Column(f"{kind.title or own} {'↑' if kind.more_is_better else '↓'}", note)
 
 
 def _value(results: dict[str, Any], name: str, kind: _Shown) -> str:
@@ -96,7 +97,21 @@ def _generation_note(names: Names, evaluations: list[Manifest], real: list[dict[
         note += " Scores of another network than FID's compare with each other at equal numbers of images alone."
     if any(f"{name}_sd" in r for r in results for name in score_names([r], "FD")):
         note += " ± is what another draw of the images would change (bootstrap), not what another training seed would."
-    return (note + _mind([(names.label(m), m.results) for m in evaluations])).strip()
+    if score_names(results, "KD"):
+        note += " Of KD it is the standard deviation over random subsets."
+    return (note + _seeds(names, evaluations) + _mind([(names.label(m), m.results) for m in evaluations])).strip()
+
+
+def _seeds(names: Names, evaluations: list[Manifest]) -> str:
+    """Which seeds the scores are of, as far as it is known."""
+    makers = {"training": names.findings.model_of, "sampling": names.findings.samples_of}
+    said = []
+    for what, maker in makers.items():
+        made = [maker(manifest) for manifest in evaluations]
+        seeds = sorted({m.settings["seed"] for m in made if m is not None and "seed" in m.settings})
+        if seeds:
+            said.append(f"{what} {', '.join(map(str, seeds))}")
+    return f" Seeds of {' and of '.join(said)}." if said else ""
 
 
 def real_compares(results: dict[str, Any]) -> bool:
@@ -124,9 +139,9 @@ def replacement(names: Names, test: Manifest) -> Table:
                 method_name(row["method"]) if row["method"] else "no replacement",
                 count(row["n_clusters"]) if row["method"] else NONE,
                 spread(row, "psnr_db", 2),
-                spread(row, "ssim", 3),
-                spread(row, "ssim_llamagen", 3),
-                *[spread(row, name, 3) for name in perceptual],
+                spread(row, "ssim", 4),
+                spread(row, "ssim_llamagen", 4),
+                *[spread(row, name, 4) for name in perceptual],
                 *[score(row.get(name), row.get(f"{name}_sd")) for name in distances],
             ],
             names.method_color(row["method"]) if row["method"] else "",
