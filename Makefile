@@ -32,6 +32,7 @@ bench: .installed-bench
 	$(RUN) benchmarks/bench_encoding.py $(if $(LLAMAGEN),--original $(LLAMAGEN))
 	$(RUN) benchmarks/bench_losses.py
 	$(if $(LLAMAGEN)$(IAR),$(RUN) benchmarks/bench_training.py $(if $(LLAMAGEN),--llamagen $(LLAMAGEN)) $(if $(IAR),--iar $(IAR)))
+	$(RUN) benchmarks/bench_sampling.py $(if $(LLAMAGEN),--original $(LLAMAGEN))
 	$(RUN) benchmarks/bench_evaluation.py
 	$(RUN) benchmarks/table.py
 	$(RUN) benchmarks/table_docs.py

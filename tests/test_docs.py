@@ -184,3 +184,32 @@ def test_the_commands_of_the_page_on_evaluation_run_in_order(tmp_path, monkeypat
     assert "gFID" in said.out
     assert "precision_float16" in (tmp_path / "runs" / "as-adm" / "scores.json").read_text()
     assert (tmp_path / "samples.txt").read_text().startswith("Inception Score: ")
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_on_sampling_run_in_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "sampling.md").read_text()
+    for argv in commands(ROOT / "docs" / "sampling.md"):
+        main([*argv, *SHORTER.get(argv[0], [])])
+    assert "Scores over cfg-scale" in (tmp_path / "runs" / "report.html").read_text()
+    (line,) = re.findall(r"^torchrun (--nproc-per-node 2 .*)$", page, flags=re.MULTILINE)
+    command = [sys.executable, "-m", "torch.distributed.run", *shlex.split(line), *SHORTER["sample"]]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    with np.load("runs/samples/samples.npz") as by_one, np.load("runs/by-two/samples.npz") as by_two:
+        assert np.array_equal(by_one["arr_0"], by_two["arr_0"])
+
+
+def test_the_flags_of_the_papers_on_the_page_on_sampling_are_ours():
+    page = (ROOT / "docs" / "sampling.md").read_text()
+    rows = re.findall(r"^\|.*\| `(--cfg-scale [^`]*)` \|$", page, flags=re.MULTILINE)
+    shown = re.findall(r"`(--classes \d[^`]*)`", page)
+    assert len(rows) == 7
+    assert len(shown) == 1
+    for flags in [*rows, *shown]:
+        parse("sample", ["--checkpoint", "c", "--tokenizer", "t", "--output", "o", *shlex.split(flags)])
+    (script,) = re.findall(r"^```bash\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    for line in page.replace("\\\n", " ").splitlines():
+        if (found := re.search(r"codeprior sample (--checkpoint runs/gpt-b .*)", line)) is not None:
+            parse("sample", shlex.split(found.group(1)))
