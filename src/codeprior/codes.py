@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ LABELS = "labels.npy"
 META = "meta.json"
 SKIPPED = "skipped.txt"
 _PARTS = "parts"
-_ROWS_COUNTED_AT_ONCE = 65536
+_TOKENS_COUNTED_AT_ONCE = 1 << 24  # as int64, 134 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,11 @@ class CodeStore:
         return cls(codes=codes, labels=labels, digest=manifest.digest, **meta)
 
     def usage(self) -> np.ndarray:
-        """How often each code occurs, all views counted: int64 (V,)."""
+        """How often each code occurs, all views counted: int64 (V,); counted once, some 3 ns a token."""
+        return self._usage
+
+    @cached_property
+    def _usage(self) -> np.ndarray:
         return count_codes(self.codes, self.codebook_size)
 
     def image_numbers(self) -> np.ndarray:
@@ -79,8 +84,9 @@ class CodeStore:
 def count_codes(codes: np.ndarray, codebook_size: int) -> np.ndarray:
     """How often each of the codes occurs in codes (N, A, T), a mapped array included: int64 (V,)."""
     counts = np.zeros(codebook_size, dtype=np.int64)
-    for start in range(0, len(codes), _ROWS_COUNTED_AT_ONCE):
-        counts += np.bincount(codes[start : start + _ROWS_COUNTED_AT_ONCE].reshape(-1), minlength=codebook_size)
+    n_rows = max(1, _TOKENS_COUNTED_AT_ONCE // math.prod(codes.shape[1:]))
+    for start in range(0, len(codes), n_rows):
+        counts += np.bincount(codes[start : start + n_rows].reshape(-1), minlength=codebook_size)
     return counts
 
 
