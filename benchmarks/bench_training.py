@@ -7,6 +7,9 @@ without them only our rows are measured. A step is forward, loss, backward, clip
 the loss read at the end. Theirs is their model and the lines of their loop, without the demand for CUDA; IAR's loop
 gives its model an argument that it does not take, which is left out. Ours is what `codeprior train` does. Codes are
 random. Memory is measured in a process for each side: the most that a step takes over what is held between steps.
+
+On a GPU: --device cuda --compile --precision bf16 --batch-size 32, with --model GPT-L too; its rows say the share of
+the device's peak (MFU), and stand in the result file under a name of their own.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from codeprior.config import TrainConfig
 from codeprior.prior import CodebookPrior
 from codeprior.training.distributed import Team
 from codeprior.training.inputs import Inputs
-from codeprior.training.logs import flops_per_image
+from codeprior.training.logs import flops_per_image, peak_tflops
 from codeprior.training.loop import Run, scoped
 
 VOCABULARY, N_CLASSES, GRID, N_CLUSTERS = 16384, 1000, 16, 128
@@ -167,11 +170,17 @@ def measure(bench: Bench, precision: str) -> dict[str, Any]:
     times = interleaved(steps, options.repeats)
     n_tokens = options.batch_size * GRID**2
     flops = options.batch_size * flops_per_image(bench_model_config(bench))
+    device = torch.device(options.device)
+    peak = peak_tflops(device, precision)
     row: dict[str, Any] = {"name": f"{options.model} {precision}{' compiled' if options.compile else ''}"}
     row |= {"batch": f"{options.batch_size} x {GRID**2}", "threads": torch.get_num_threads(), "times_s": times}
+    if device.type == "cuda":
+        row["device"] = torch.cuda.get_device_name(device)
     for name in steps:
         row[f"{name} tokens_per_s"] = round(n_tokens / median(times[name]), 1)
         row[f"{name} gflops_per_s"] = round(flops / median(times[name]) / 1e9, 1)
+        if peak is not None:
+            row[f"{name} mfu"] = round(flops / median(times[name]) / 1e12 / peak, 3)
     for ours, theirs in (("ours token", "llamagen"), ("ours iar", "iar")):
         if theirs in steps:
             row[f"{ours} times faster"] = round(median(times[theirs]) / median(times[ours]), 3)
@@ -204,7 +213,16 @@ def print_memory(bench: Bench, name: str, precision: str) -> None:
     kind = "iar" if "iar" in name else "token"
     step = bench.ours(kind, precision) if name.startswith("ours") else bench.theirs(kind, precision)
     step()
-    print(f'{{"peak_bytes": {peak_over_now(step)}}}')
+    on_gpu = torch.device(bench.options.device).type == "cuda"
+    print(f'{{"peak_bytes": {peak_on_gpu(step) if on_gpu else peak_over_now(step)}}}')
+
+
+def peak_on_gpu(step: Step) -> int:
+    """How far a step's tensors rose above those that were held before it, in bytes."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def main() -> None:
@@ -233,7 +251,8 @@ def main() -> None:
         words = " ".join(
             arguments(argparse.Namespace(**{**vars(options), "llamagen": "LlamaGen", "iar": "IAR"}), *options.precision)
         )
-        print(write_results("training", f"python benchmarks/bench_training.py {words}", rows))
+        name = "training" if torch.device(options.device).type == "cpu" else "training on a GPU"
+        print(write_results(name, f"python benchmarks/bench_training.py {words}", rows))
 
 
 if __name__ == "__main__":
