@@ -222,6 +222,9 @@ def test_a_truncated_store_is_refused(encoded, tmp_path, name):
 def test_a_store_that_is_none_is_refused(tmp_path, tokenizer_folder):
     with pytest.raises(InputError, match="there is no such folder"):
         CodeStore.open(tmp_path / "nowhere")
+    (tmp_path / "vq.pt").touch()
+    with pytest.raises(InputError, match=r"vq.pt is a file, not a folder of ours; .* `codeprior convert`"):
+        CodeStore.open(tmp_path / "vq.pt")
     with pytest.raises(InputError, match="holds a tokenizer, not a codes"):
         CodeStore.open(tokenizer_folder)
 

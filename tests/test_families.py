@@ -300,6 +300,7 @@ def test_a_wrong_family_is_said_in_one_line(tmp_path, tree, family, said):
             {f"{name}.weight": book(4) for name in ("mine", "yours")},
             r"it holds mine.weight \(24 x 4\), yours.*: give --key",
         ),
+        ({"mine": book(4), "yours": book(4)}, r"it holds mine \(24 x 4\), yours.*: give --key"),
         (
             {"a.quantize.embedding.weight": book(8), "b.quantize.embedding.weight": book(8)},
             "several codebooks: a.quant",

@@ -1,5 +1,6 @@
 """verify-codes: right codes pass; wrong tokenizer, crops, order or classes are called what they are."""
 
+import contextlib
 import re
 import shutil
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from codeprior.artifact import digest_file, read_json, write_json
+from codeprior.cli import main
 from codeprior.codes import CodeStore
 from codeprior.config import EncodeConfig, VerifyCodesConfig
 from codeprior.encoding import encode
@@ -47,6 +49,7 @@ def spoiled(store, folder, change):
 def test_the_codes_that_encode_wrote_agree(tiny, store):
     results = verify(tiny, store, n_images=20)
     assert results["agreement"] > 0.999
+    assert results["passed"]
     assert results["verdict"] == "these are the codes of these images"
     assert results["n_images"] == 20
     assert len(results["views"]) == 10
@@ -81,6 +84,22 @@ def test_wrong_codes_are_called_wrong(tiny, store, tmp_path, change, warning):
     results = verify(tiny, spoiled(store, tmp_path / "a", change))
     assert any(re.search(warning, line) for line in results["warnings"]), results["warnings"]
     assert results["verdict"] != "these are the codes of these images"
+
+
+@pytest.mark.parametrize(
+    ("change", "passes"),
+    [
+        (lambda codes, labels: (np.where(np.arange(16) == 3, 0, codes), labels), True),
+        (lambda codes, labels: (np.where(np.arange(10)[:, None] == 9, 0, codes), labels), False),
+        (lambda codes, labels: (codes, np.roll(labels, 1)), False),
+    ],
+    ids=["a few codes", "one view", "classes"],
+)
+def test_what_should_not_be_trained_on_ends_with_exit_code_1(tiny, store, tmp_path, change, passes):
+    wrong = spoiled(store, tmp_path / "a", change)
+    arguments = ["--data", str(tiny / "digits.npz"), "--tokenizer", str(tiny / "tokenizer"), "--device", "cpu"]
+    with contextlib.nullcontext() if passes else pytest.raises(SystemExit, match=r"^1$"):
+        main(["verify-codes", str(wrong), *arguments])
 
 
 def test_another_tokenizer_is_found_out(tiny, store, tmp_path):

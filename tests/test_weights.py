@@ -270,8 +270,15 @@ def test_a_header_that_makes_no_sense_is_said_in_one_line(tmp_path, entry):
         Codebook.load(tmp_path / "a.safetensors")
 
 
-def test_a_pointer_of_git_lfs_is_recognised(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "is a Git LFS pointer"),
+        ("<!DOCTYPE html><title>Google Drive: too large to scan for viruses</title>", "is a web page"),
+    ],
+)
+def test_what_a_clone_or_a_browser_leaves_in_place_of_the_file_is_recognised(tmp_path, text, said):
     for name in ("a.pt", "a.safetensors"):
-        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
-        with pytest.raises(InputError, match="is a Git LFS pointer"):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError, match=said):
             Codebook.load(tmp_path / name)

@@ -181,6 +181,10 @@ def read_manifest(folder: Path | str, kind: str | None = None) -> Manifest:
     if is_on_hub(folder):
         folder, limit = fetch_artifact(folder, wanted), sys.maxsize
     folder = Path(folder)
+    if folder.is_file():
+        raise InputError(
+            f"{folder} is a file, not a folder of ours; if it is an original's checkpoint, `codeprior convert` makes one"
+        )
     if not folder.is_dir():
         raise InputError(f"no {wanted} at {folder}: there is no such folder")
     if (folder / UNFINISHED).exists() and not (folder / MANIFEST).exists():

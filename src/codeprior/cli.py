@@ -47,7 +47,11 @@ VERBS: dict[str, tuple[type[settings.VerbConfig], str]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one verb; exits with 0, with 2 after a caller's mistake, with 130 after Ctrl-C or 143 after SIGTERM."""
+    """Run one verb.
+
+    Exits with 0, with 1 where a check has not passed, with 2 after a caller's mistake, with 130 after Ctrl-C or 143
+    after SIGTERM.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
@@ -61,7 +65,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if config.dry_run:
             print(_as_yaml(config), end="")
             return
-        show(run(verb, config), as_json=config.json)
+        result = run(verb, config)
+        show(result, as_json=config.json)
+        if result.get("passed") is False:
+            raise SystemExit(1)
     except InputError as error:
         _fail(verb, str(error), 2)
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does

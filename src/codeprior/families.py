@@ -376,10 +376,10 @@ def _widths(scope: Scope, names: list[str]) -> set[int]:
 
 
 def _matrices(scope: Scope) -> str:
-    """Tensors that could be codebooks by their names; shards are not opened to say so."""
-    likely = [name for name in scope.tensors if re.search(r"embed|codebook|quant|weight$", name)]
+    """Tensors that could be codebooks, by their names if these tell; shards are not opened to say so."""
+    likely = [name for name in scope.tensors if re.search(r"embed|codebook|quant|weight$", name)] or list(scope.tensors)
     if not isinstance(scope.tensors, dict):
-        return ", ".join(likely[:6]) or "nothing alike"
+        return ", ".join(likely[:6])
     matrices = [name for name in likely if len(scope.tensors[name].shape) in (2, 3)]
     return ", ".join(_describe(scope, name) for name in matrices[:6]) or "no matrices"
 

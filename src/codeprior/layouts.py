@@ -16,6 +16,7 @@ from codeprior.errors import InputError
 from codeprior.progress import track
 
 _FILES_DIGESTED = 64
+_NAMES_SHOWN = 6
 _CLASS_ID = re.compile(rb'"class_id"\s*:\s*(\d+)')
 
 
@@ -56,10 +57,14 @@ class NpyCodes:
     """
 
     def __init__(self, folder: Path) -> None:
-        found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name.endswith("_codes"))
+        names = sorted(os.listdir(folder))
+        found = [name for name in names if name.endswith("_codes") and (folder / name).is_dir()]
         if len(found) != 1:
-            holds = ", ".join(found) if found else "none"
-            raise InputError(f"{folder} must hold one folder <name>_codes, such as imagenet256_codes; it holds {holds}")
+            holds = ", ".join((found or names)[:_NAMES_SHOWN]) or "nothing"
+            raise InputError(
+                f"{folder} must hold one folder <name>_codes, such as imagenet256_codes, or be a .jsonl file; it holds "
+                f"{holds}"
+            )
         self.codes_folder = folder / found[0]
         self.labels_folder = folder / f"{found[0].removesuffix('_codes')}_labels"
         if not self.labels_folder.is_dir():

@@ -31,6 +31,7 @@ def verify_codes(config: VerifyCodesConfig) -> dict[str, Any]:
     Returns
     -------
     dict
+        `passed`, whether to train on them: each view agrees, and each sampled class; else the exit code is 1.
         `agreement` over all sampled codes, `views` a row for each view, `chance`, usage and entropy of the codes of
         the whole store, `verdict` and `warnings`.
 
@@ -64,7 +65,8 @@ def verify_codes(config: VerifyCodesConfig) -> dict[str, Any]:
     usage = store.usage()
     differing = np.flatnonzero(images.labels[numbers[rows]] != store.labels[rows])
     return {
-        "verdict": _verdict(float(agreement.mean())),
+        "passed": bool(agreement.min() >= CLOSE and not len(differing)),
+        "verdict": _verdict(agreement),
         "agreement": float(agreement.mean()),
         "lowest of an image": float(np.mean(equal, axis=1).min()),
         "n_images": len(equal),
@@ -96,10 +98,11 @@ def _use_of_codes(usage: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _verdict(agreement: float) -> str:
-    if agreement >= EQUAL:
-        return "these are the codes of these images"
-    return "close, but computed otherwise" if agreement >= CLOSE else "NOT the codes of these images: do not train"
+def _verdict(agreement: np.ndarray) -> str:
+    """What the agreement of each view means."""
+    if agreement.min() < CLOSE:
+        return "NOT the codes of these images: do not train"
+    return "these are the codes of these images" if agreement.mean() >= EQUAL else "close, but computed otherwise"
 
 
 def _warnings(

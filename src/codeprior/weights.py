@@ -89,7 +89,7 @@ def open_checkpoint(source: Path | str) -> Checkpoint:
 
 
 def _open_file(source: str, path: Path, config: dict[str, Any]) -> Checkpoint:
-    _refuse_pointer(path)
+    _refuse_stand_in(path)
     if path.suffix == ".safetensors":
         return Checkpoint(source, (Scope("", _strip(read_safetensors(path))),), config)
     tree = read_pickled(path)
@@ -105,10 +105,14 @@ def _open_file(source: str, path: Path, config: dict[str, Any]) -> Checkpoint:
     return Checkpoint(source, scopes, {**config, **said})
 
 
-def _refuse_pointer(path: Path) -> None:
+def _refuse_stand_in(path: Path) -> None:
+    """Refuse what a clone or a browser leaves in place of the file."""
     with open(path, "rb") as file:
-        if file.read(20) == b"version https://git-":
-            raise InputError(f"{path} is a Git LFS pointer, not the file; run `git lfs pull` where it was cloned")
+        start = file.read(20).lower()
+    if start.startswith(b"version https://git-"):
+        raise InputError(f"{path} is a Git LFS pointer, not the file; run `git lfs pull` where it was cloned")
+    if start.lstrip().startswith((b"<!doctype", b"<html")):
+        raise InputError(f"{path} is a web page, not the file; open its link in a browser and download what it offers")
 
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
@@ -200,7 +204,7 @@ class _Shards(Mapping[str, StoredTensor]):
             path = self._fetch(self._folder + shard) if shard == Path(shard).name else None
             if path is None:
                 raise InputError(f"{self._index} places {stored} in {shard}, which is not there")
-            _refuse_pointer(path)
+            _refuse_stand_in(path)
             is_safe = path.suffix == ".safetensors"
             self._opened[shard] = read_safetensors(path) if is_safe else dict(_walk_tensors(read_pickled(path)))
         if stored not in self._opened[shard]:
