@@ -183,7 +183,7 @@ def read_manifest(folder: Path | str, kind: str | None = None) -> Manifest:
     folder = Path(folder)
     if folder.is_file():
         raise InputError(
-            f"{folder} is a file, not a folder of ours; if it is an original's checkpoint, `codeprior convert` makes one"
+            f"{folder} is a file, not a folder of ours; of an original's checkpoint, `codeprior convert` makes one"
         )
     if not folder.is_dir():
         raise InputError(f"no {wanted} at {folder}: there is no such folder")
