@@ -16,7 +16,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = ("objectives.md", "training.md")
+PAGES = ("objectives.md", "sampling.md", "training.md")
 MARKED = re.compile(r"(<!-- (?P<name>[\w ]+): begin -->\n)(?P<table>.*?)(<!-- (?P=name): end -->)", re.DOTALL)
 Table = Callable[[dict[str, Any]], Iterator[str]]
 
@@ -114,10 +114,24 @@ def training_table(results: dict[str, Any]) -> Iterator[str]:
             yield _line([name, *speeds, times, *memory])
 
 
+def sampling_table(results: dict[str, Any]) -> Iterator[str]:
+    """Rows of bench_sampling.py: each side in each precision, and how it compares with the original's float32."""
+    titles = ("images/s", "images/s, decoded to pixels", "times the original's float32", "memory of a batch")
+    yield f"| model, batch | | {' | '.join(titles)} |"
+    yield _rule(len(titles) + 2)
+    for row in results["rows"]:
+        for name in (key.removesuffix(" images_per_s") for key in row if key.endswith(" images_per_s")):
+            speeds = [f"{row[f'{name} {what}']:.3f}" for what in ("images_per_s", "decoded_images_per_s")]
+            ratio = row.get(f"{name} / llamagen fp32")
+            cells = [f"{row['name']}, {row['batch_size']}", name.replace("llamagen", "LlamaGen"), *speeds]
+            yield _line([*cells, "" if ratio is None else f"{ratio:.2f}", f"{row[f'{name} peak_bytes'] / 1e6:,.0f} MB"])
+
+
 TABLES: dict[str, Table] = {
     "losses": losses_table,
     "objectives on digits": objectives_table,
     "objectives on photos12": objectives_table,
+    "sampling": sampling_table,
     "training": training_table,
 }
 
