@@ -44,3 +44,4 @@ def test_the_full_demo_runs_and_its_page_tells_of_every_objective(tmp_path, monk
     in_order = ["plain tokens", "k-means clusters", "DCPE clusters", "DCPE + refine", "IAR + DCPE", "factorised + DCPE"]
     assert shown == in_order
     assert "second stage of DCPE" in page
+    assert "Scores over cfg-scale" in page

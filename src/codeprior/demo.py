@@ -22,6 +22,7 @@ from codeprior.likelihood import likelihood
 from codeprior.reconstruct import reconstruct
 from codeprior.report import report
 from codeprior.stages import Chain, Phase, Stage, run
+from codeprior.sweep.sweep import sweep
 from codeprior.tokenizers.training import train_tokenizer
 from codeprior.training.loop import train
 
@@ -139,7 +140,7 @@ class Recipe:
         return self.folder / "models" / name
 
     def phases(self, *, full: bool) -> list[Phase]:
-        """Everything, in order; with `full`, every objective."""
+        """Everything, in order; with `full`, every objective, and scores over guidance scales."""
         priors: dict[str, Any] = {name: {"prior": self.prior(name)} for name in ("kmeans", "dcpe")}
         generators = [self.generator(name, **priors.get(name, {})) for name in VARIANTS]
         second_stage: list[Phase] = []
@@ -149,7 +150,11 @@ class Recipe:
             generators.append([self.train("refine", objective="refine", n_layers=1, **dcpe)])
             refined: dict[str, Any] = {"refine": self.model("refine")}
             second_stage = [
-                [self.judge(REFINED, "dcpe", **refined), [self.likelihood(REFINED, "dcpe", **refined)]],
+                [
+                    self.judge(REFINED, "dcpe", **refined),
+                    [self.likelihood(REFINED, "dcpe", **refined)],
+                    [self.guidance("token", "dcpe")],
+                ]
             ]
         extractions = [[self.extract(name, method=name)] for name in priors]
         return [
@@ -219,6 +224,20 @@ class Recipe:
             Stage(f"sample {name}", sample, making, scale.seconds["sample"]),
             Stage(f"score {name}", evaluate, judging, scale.seconds["evaluate"]),
         ]
+
+    def guidance(self, *models: str) -> Stage:
+        """Scores of models over guidance scales."""
+        scale, checkpoints = self.scale, ",".join(str(self.model(name)) for name in models)
+        config = settings.SweepConfig(
+            over=("cfg-scale=1,1.5,2,3", f"checkpoint={checkpoints}"),
+            sample=(f"tokenizer={self.tokenizer}", f"n-images={scale.n_samples // 2}"),
+            evaluate=(f"reference={self.heldout}", f"features={self.classifier}"),
+            discard=True,
+            output=self.folder / "guidance",
+            **self.common,
+        )
+        seconds = 4 * len(models) * (scale.seconds["sample"] + scale.seconds["evaluate"]) / 2
+        return Stage("sweep guidance", sweep, config, seconds)
 
     def replace_tokens(self, *priors: Path) -> Stage:
         """The token replacement test."""
