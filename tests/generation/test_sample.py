@@ -294,6 +294,7 @@ def test_sample_through_the_real_parser(tiny, checkpoint, tmp_path, capsys):
         (["--classes", "nine"], "no class 'nine' in this checkpoint; give a name or 0 to 9"),
         (["--top-p", "0"], "top_p must be above 0 and at most 1, got 0.0"),
         (["--cfg-window", "0.5", "0.2"], "cfg_window must be two shares in order, 0 to 1, got 0.5 0.2"),
+        (["--cfg-scale", "inf"], "cfg_scale must be finite, got inf"),
         (["--n-images", "0"], "n_images must be positive, got 0"),
     ],
 )

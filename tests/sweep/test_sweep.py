@@ -141,9 +141,18 @@ def test_under_torchrun_a_point_is_made_by_one_process(settings, swept, tmp_path
         ({"evaluate": ("output=there",)}, "a sweep sees to output itself"),
         ({"evaluate": ()}, "of evaluate: missing: --reference"),
         ({"over": ("checkpoint=nowhere,there",)}, "no artifact at nowhere"),
+        ({"over": ("classes=3,gorilla",)}, "no class 'gorilla'"),
+        ({"evaluate": ("reference=digits:heldot",)}, "no images at digits:heldot"),
+        ({"evaluate": ("reference=digits:heldout", "features=nowhere")}, "no feature network at nowhere"),
+        (
+            {"over": ("image-size-eval=16,8",), "evaluate": ("reference=small.npz",)},
+            "samples are 16 pixels a side, small",
+        ),
     ],
 )
-def test_mistakes_are_found_before_anything_is_done(settings, tmp_path, change, message):
+def test_mistakes_are_found_before_anything_is_done(settings, tmp_path, monkeypatch, change, message):
+    monkeypatch.chdir(tmp_path)
+    np.savez("small.npz", arr_0=np.zeros((4, 8, 8, 3), np.uint8))
     if "checkpoint" in change.get("over", ("",))[0]:
         change = {**change, "sample": settings["sample"][1:]}
     with pytest.raises(InputError, match=message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -80,6 +81,8 @@ class SampleConfig(MakeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "n_images", "cfg_scale", "cfg_power", "prefix_rows")
+        for name in ("cfg_scale", "cfg_power", "temperature", "refine_temperature"):
+            require(math.isfinite(getattr(self, name)), f"{name} must be finite, got {getattr(self, name)}")
         for name in ("batch_size", "image_size_eval"):
             require(getattr(self, name) is None or getattr(self, name) > 0, f"{name} must be positive")
         require(self.pick_seed is None or self.pick_seed >= 0, f"pick_seed must be 0 or more, got {self.pick_seed}")

@@ -15,6 +15,7 @@ from codeprior.config import SweepConfig
 from codeprior.plots import score_curves
 from codeprior.progress import announce
 from codeprior.sweep import PICTURE, SCORES, SUMMARY
+from codeprior.sweep.checks import check
 from codeprior.sweep.points import Point, Row, claimed, plan
 from codeprior.sweep.summary import axis_title, curves, over_seeds, score_names
 
@@ -34,9 +35,10 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
     Raises
     ------
     InputError
-        If a setting is unknown or not allowed, before anything is done.
+        If a setting is unknown or not allowed, or something is missing or does not fit, before anything is done.
     """
     points = plan(config)
+    check([point for point in points if point.results() is None])
     while _work_off(points, discard=config.discard):
         pass  # what another process was working on may have been left by it
     n_missing = sum(point.results() is None for point in points)
