@@ -152,7 +152,7 @@ def test_under_torchrun_a_point_is_made_by_one_process(settings, swept, tmp_path
 )
 def test_mistakes_are_found_before_anything_is_done(settings, tmp_path, monkeypatch, change, message):
     monkeypatch.chdir(tmp_path)
-    np.savez("small.npz", arr_0=np.zeros((4, 8, 8, 3), np.uint8))
+    np.savez("small.npz", arr_0=np.full((4, 8, 8, 3), 128, np.uint8))
     if "checkpoint" in change.get("over", ("",))[0]:
         change = {**change, "sample": settings["sample"][1:]}
     with pytest.raises(InputError, match=message):
