@@ -366,5 +366,5 @@ def test_bad_arguments_are_refused():
     with pytest.raises(InputError, match="labels must be one for each of the 4 codes"):
         balanced_order(x, np.zeros(3, dtype=int))
     for method in (kmeans, balanced_kmeans, centroid_free_kmeans):
-        with pytest.raises(InputError, match="max_iterations must be at least 1, got 0"):
+        with pytest.raises(InputError, match="max_iterations must be a whole number of at least 1, got 0"):
             method(x, 2, seed=0, max_iterations=0)

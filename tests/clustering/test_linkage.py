@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import subprocess
+import sys
 from unittest import mock
 
 import numpy as np
@@ -209,6 +212,23 @@ def test_very_large_and_very_small_vectors_give_the_same_tree(exponent):
     np.testing.assert_array_equal(np.ldexp(Z[:, 2], -exponent), average_linkage(distances, metric="precomputed")[:, 2])
 
 
+@pytest.mark.parametrize("exponent", [-1000, -300, 300, 1000])
+def test_weights_of_any_scale_give_the_same_tree(exponent):
+    vectors, weights = clouds("clustered", 200, 4), np.random.default_rng(0).uniform(0.01, 1, 200)
+    expected = average_linkage(vectors, weights=weights)
+    np.testing.assert_array_equal(average_linkage(vectors, weights=np.ldexp(weights, exponent)), expected)
+
+
+def test_distances_that_all_but_mirror_each_other_are_averaged():
+    distances = naive.instance_distances(clouds("uniform", 40, 3))
+    noise = np.random.default_rng(0).uniform(-1e-9, 1e-9, distances.shape)
+    with mock.patch("codeprior.clustering.linkage.BLOCK", 16):
+        Z = average_linkage(np.abs(distances + noise), metric="precomputed")
+        turned = average_linkage(np.abs(distances + noise).T, metric="precomputed")
+    np.testing.assert_array_equal(Z, turned)
+    np.testing.assert_allclose(Z[:, 2], average_linkage(distances, metric="precomputed")[:, 2], atol=1e-9)
+
+
 def test_input_is_not_modified():
     vectors = np.random.default_rng(0).normal(size=(50, 4))
     distances = naive.instance_distances(vectors)
@@ -243,6 +263,25 @@ def test_strict_bound_is_never_exceeded():
     assert len(Z) < 512 - 16  # not every set of sizes can be packed: more clusters are left than asked for
 
 
+@pytest.mark.parametrize("dim", [8, 256])
+def test_ctrl_c_ends_work_of_minutes(dim):
+    code = f"""
+import numpy as np
+from codeprior.clustering.linkage import average_linkage
+vectors = np.random.default_rng(0).normal(size=(150_000, {dim})).astype(np.float32)
+average_linkage(vectors, progress=lambda *told: print("under way", flush=True))
+"""
+    # A process started in the background may ignore the signal: then Python leaves it so.
+    restored = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", restored + code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "under way\n"
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGINT
+    assert said.endswith("KeyboardInterrupt\n")
+
+
 def test_progress_ends_at_the_merges_wanted():
     seen = []
     average_linkage(clouds("uniform", 300, 3), 20, progress=lambda *told: seen.append(told))
@@ -264,7 +303,14 @@ def test_progress_ends_at_the_merges_wanted():
         ({"vectors": np.ones((3, 3)), "weights": np.array([1.0, 0.0, 2.0])}, "positive.*got 0.0 at index 1"),
         ({"vectors": np.ones((3, 3)), "weights": np.array([1.0, 2.0, -2.0])}, "positive.*index 2"),
         ({"vectors": np.ones((3, 3)), "weights": np.ones(2)}, r"shape \(3,\)"),
+        ({"vectors": np.ones((3, 3)), "weights": np.array(["a", "b", "c"])}, "must be numbers"),
+        ({"vectors": np.ones((3, 3)), "weights": np.array([1.0, 1e-70, 2.0])}, "within a factor of 1e.60"),
         ({"vectors": np.ones((3, 3)), "max_cluster_size": 0}, "max_cluster_size"),
+        ({"vectors": np.ones((3, 3)), "max_cluster_size": 1.5}, "whole number"),
+        ({"vectors": np.ones((3, 3)), "n_clusters": 1.5}, "between 1 and 3 .*got 1.5"),
+        ({"vectors": None}, "shape"),
+        ({"vectors": [[0.0], [1.0, 2.0]]}, "rows differ"),
+        ({"vectors": np.ones((3, 3)), "metric": lambda x, y: np.full((3, 3), np.nan)}, "finite"),
         ({"vectors": np.ones((3, 3)), "n_threads": 0}, "n_threads"),
         ({"vectors": np.ones((3, 3)), "metric": "cosine"}, "metric"),
         ({"vectors": np.ones((3, 2)), "metric": "precomputed"}, "square"),

@@ -26,7 +26,7 @@ from ._vectors import WIDTH
 NEIGHBOURS = 96  # near codes of a code, on average; the reach follows from it
 SAMPLE = 512  # points whose distances to as many others the reach is estimated from
 ROWS, COLUMNS = 512, 512  # of the products made at a time: what the cache holds
-TERMS_PER_CALL = 1 << 34  # of products, a fraction of a second: Ctrl-C waits for calls to end
+TERMS_PER_CALL = 1 << 32  # of products, a fraction of a second: Ctrl-C waits for calls to end
 ROWS_PER_CALL = 256
 # Merging begins with the nearest: what is known beyond the present limit spares distances that do not matter yet.
 STAGES = (1 / 16, 1 / 4, 1 / 2)  # of the pairs, by distance
@@ -153,10 +153,7 @@ class _Graph:
 def _near_pairs(points: np.ndarray, pool: RowPool, log: MergeLog) -> _Pairs | None:
     """Return the pairs within a reach that leaves some NEIGHBOURS to each point; None if no reach does."""
     n, dim = points.shape
-    shifted = points - points.mean(axis=0, dtype=np.float64)
-    scale = float(np.sqrt((shifted * shifted).sum(axis=1).max())) or 1.0
-    unit = (shifted / scale).astype(np.float32)  # lengths of at most one
-    squares = np.einsum("ij,ij->i", unit, unit, dtype=np.float64)
+    unit, squares, scale = _within_one(points)
     with threadpool_limits(limits=1, user_api="blas"):  # the pool has the threads
         reach = _reach(unit, squares, NEIGHBOURS / n)
         if reach is None:
@@ -172,6 +169,18 @@ def _near_pairs(points: np.ndarray, pool: RowPool, log: MergeLog) -> _Pairs | No
     sqdist = limit - 2 * excess.astype(np.float64) - 2 * error
     at_least = (np.sqrt(np.maximum(sqdist, 0)) - 2.0**-22) * scale
     return _Pairs(reach * scale, low, high, np.maximum(at_least, np.finfo(np.float64).tiny))
+
+
+def _within_one(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return the points about their mean, of lengths up to one in float32; the squares of these; and the scale."""
+    centre = points.mean(axis=0, dtype=np.float64)
+    blocks = [slice(start, start + ROWS) for start in range(0, len(points), ROWS)]
+    scale = float(np.sqrt(max(np.square(points[block] - centre).sum(axis=1).max() for block in blocks))) or 1.0
+    unit, squares = np.empty(points.shape, dtype=np.float32), np.empty(len(points))
+    for block in blocks:
+        unit[block] = (points[block] - centre) / scale
+        squares[block] = np.einsum("ij,ij->i", unit[block], unit[block], dtype=np.float64)
+    return unit, squares, scale
 
 
 def _reach(unit: np.ndarray, squares: np.ndarray, share: float) -> float | None:

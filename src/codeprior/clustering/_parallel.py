@@ -15,6 +15,8 @@ from typing import Any
 from codeprior.errors import InputError
 from codeprior.machine import available_threads
 
+from .distance import is_whole
+
 Tell = Callable[[int, int], None]
 
 
@@ -26,8 +28,8 @@ class RowPool:
     """
 
     def __init__(self, n_threads: int | None = None) -> None:
-        if n_threads is not None and n_threads < 1:
-            raise InputError(f"n_threads must be at least 1, got {n_threads}")
+        if not (n_threads is None or is_whole(n_threads, 1)):
+            raise InputError(f"n_threads must be a whole number of at least 1, got {n_threads!r}")
         self.n_threads = n_threads or available_threads()
         self._pool = ThreadPoolExecutor(self.n_threads - 1) if self.n_threads > 1 else None
 

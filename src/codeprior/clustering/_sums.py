@@ -22,7 +22,8 @@ ROWS, COLUMNS = 512, 256  # of the products made at a time
 
 def padded(points: np.ndarray) -> np.ndarray:
     """Return the points with zeros up to a dimension that the kernels divide evenly."""
-    return np.pad(points, ((0, 0), (0, -points.shape[1] % _sum_kernels.TERMS)))
+    missing = -points.shape[1] % _sum_kernels.TERMS
+    return np.pad(points, ((0, 0), (0, missing))) if missing else points
 
 
 def _blocks(points: np.ndarray) -> np.ndarray:

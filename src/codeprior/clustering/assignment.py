@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from codeprior.clustering import _kmeans_kernels
 from codeprior.clustering._parallel import RowPool
-from codeprior.clustering.distance import check_vectors, check_weights
+from codeprior.clustering.distance import check_vectors, check_weights, is_whole
 from codeprior.errors import InputError
 
 # How far, as a part of the longest vector, a bound may be off by rounding; looking further never changes the answer.
@@ -195,10 +195,10 @@ def checked_double(vectors: np.ndarray) -> np.ndarray:
 
 
 def check_counts(n_clusters: int, n_codes: int, max_iterations: int) -> None:
-    if max_iterations < 1:
-        raise InputError(f"max_iterations must be at least 1, got {max_iterations}")
-    if not 1 <= n_clusters <= n_codes:
-        raise InputError(f"n_clusters must be between 1 and {n_codes} (the codebook size), got {n_clusters}")
+    if not is_whole(max_iterations, 1):
+        raise InputError(f"max_iterations must be a whole number of at least 1, got {max_iterations!r}")
+    if not is_whole(n_clusters, 1, n_codes):
+        raise InputError(f"n_clusters must be between 1 and {n_codes} (the codebook size), got {n_clusters!r}")
 
 
 def positive_weights(weights: np.ndarray | None, n_codes: int) -> np.ndarray:

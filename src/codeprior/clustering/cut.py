@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from codeprior.clustering.distance import is_whole
 from codeprior.errors import InputError
 
 
@@ -35,8 +36,8 @@ def cut(Z: np.ndarray, n_codes: int, n_clusters: int) -> np.ndarray:
     Z = np.asarray(Z, dtype=np.float64)
     if Z.ndim != 2 or Z.shape[1] != 4:
         raise InputError(f"Z must have shape (M, 4), got {Z.shape}")
-    if not 1 <= n_clusters <= n_codes:
-        raise InputError(f"n_clusters must be between 1 and {n_codes} (the number of codes), got {n_clusters}")
+    if not is_whole(n_clusters, 1, n_codes):
+        raise InputError(f"n_clusters must be between 1 and {n_codes} (the number of codes), got {n_clusters!r}")
     n_merges = n_codes - n_clusters
     if n_merges > len(Z):
         raise InputError(

@@ -6,6 +6,8 @@ import numpy as np
 
 from codeprior.errors import InputError
 
+_WEIGHTS_WITHIN = 1e60  # of products of two weights and a distance none vanishes then
+
 
 def check_vectors(vectors: np.ndarray, name: str = "codebook") -> np.ndarray:
     """Return `vectors` as a C-ordered (V, E) float32 or float64 array, or say what is wrong with it.
@@ -18,7 +20,10 @@ def check_vectors(vectors: np.ndarray, name: str = "codebook") -> np.ndarray:
     InputError
         If the array is not two-dimensional, is empty, is not real, or holds a NaN or an infinity.
     """
-    vectors = np.asarray(vectors)
+    try:
+        vectors = np.asarray(vectors)
+    except ValueError as error:
+        raise InputError(f"{name} must be an array of shape (V, E), one row a code: its rows differ") from error
     if vectors.ndim != 2 or 0 in vectors.shape:
         raise InputError(f"{name} must be an array of shape (V, E), one row a code, got shape {vectors.shape}")
     if vectors.dtype.kind not in "fiub":
@@ -37,19 +42,31 @@ def check_vectors(vectors: np.ndarray, name: str = "codebook") -> np.ndarray:
 
 
 def check_weights(weights: np.ndarray | None, n_codes: int) -> np.ndarray | None:
-    """Return `weights` as float64 of shape (V,), all of them positive and finite; None stays None."""
+    """Return positive and finite weights as float64 of shape (V,), by a power of two not above 1; None stays None."""
     if weights is None:
         return None
-    weights = np.asarray(weights, dtype=np.float64)
-    if weights.shape != (n_codes,):
-        raise InputError(f"weights must have shape ({n_codes},), one for each code, got {weights.shape}")
+    weights = np.asarray(weights)
+    if weights.shape != (n_codes,) or weights.dtype.kind not in "fiub":
+        raise InputError(
+            f"weights must be numbers of shape ({n_codes},), one for each code, got {weights.dtype} {weights.shape}"
+        )
+    weights = weights.astype(np.float64)
     wrong = np.flatnonzero(~(np.isfinite(weights) & (weights > 0)))
     if wrong.size:
         raise InputError(
             f"weights must be positive and finite, got {weights[wrong[0]]} at index {wrong[0]} "
             f"({wrong.size} such); leave unused codes out and attach them afterwards"
         )
-    return np.ascontiguousarray(weights)
+    if weights.max() / _WEIGHTS_WITHIN > weights.min():
+        raise InputError(
+            f"weights must lie within a factor of {_WEIGHTS_WITHIN:.0e}, got {weights.min()} and {weights.max()}"
+        )
+    return np.ldexp(weights, -np.frexp(weights.max())[1])
+
+
+def is_whole(value: object, low: int, high: float = np.inf) -> bool:
+    """Whether a value is a whole number within bounds; True and 2.0 are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(low <= value <= high)
 
 
 def normalize_rows(vectors: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from ._near import merge_near
 from ._parallel import RowPool
 from ._search import merge_by_search
 from ._sums import cluster_sums
-from .distance import check_vectors, check_weights
+from .distance import check_vectors, check_weights, is_whole
 
 # A tree over cluster means prunes in few dimensions only; beyond, all pairs are looked at.
 TREE_DIMENSIONS = 16
@@ -27,6 +27,8 @@ MATRIX_CLUSTERS = 1024
 LARGEST_MATRIX = 20480
 # With more points than this, in many dimensions, the near ones are merged before there is a matrix.
 NEAR_ABOVE = 2048
+# Rows and columns of a matrix of given distances that are looked at in one go.
+BLOCK = 1024
 
 Metric = str | Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -94,14 +96,14 @@ def average_linkage(
     .. [1] DCPE (Tang et al., 2025), Eq. 1-2 and Algorithm 1.
     .. [2] Müllner, Modern hierarchical, agglomerative clustering algorithms, 2011, arXiv:1109.2378.
     """
-    n_codes = len(vectors)
     vectors = check_vectors(vectors)
+    n_codes = len(vectors)
     if not (callable(metric) or metric in ("euclidean", "precomputed")):
         raise InputError(f"metric must be 'euclidean', 'precomputed' or a callable, got {metric!r}")
-    if not 1 <= n_clusters <= n_codes:
-        raise InputError(f"n_clusters must be between 1 and {n_codes} (the codebook size), got {n_clusters}")
-    if max_cluster_size is not None and max_cluster_size < 1:
-        raise InputError(f"max_cluster_size must be at least 1, got {max_cluster_size}")
+    if not is_whole(n_clusters, 1, n_codes):
+        raise InputError(f"n_clusters must be between 1 and {n_codes} (the codebook size), got {n_clusters!r}")
+    if not (max_cluster_size is None or is_whole(max_cluster_size, 1)):
+        raise InputError(f"max_cluster_size must be a whole number of at least 1, got {max_cluster_size!r}")
     weights = check_weights(weights, n_codes)
     if device != "cpu":
         if metric != "euclidean":
@@ -173,21 +175,26 @@ def distance_matrix(vectors: np.ndarray, metric: Metric) -> np.ndarray:
     return _checked_distances(vectors)
 
 
-def _asked_distances(
-    vectors: np.ndarray, metric: Callable[[np.ndarray, np.ndarray], np.ndarray], block: int = 1024
-) -> np.ndarray:
+def ask(metric: Callable[[np.ndarray, np.ndarray], np.ndarray], x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return a caller's distances between two blocks of rows, (A, B) float64."""
+    values = np.asarray(metric(x, y), dtype=np.float64)
+    if values.shape != (len(x), len(y)):
+        raise InputError(f"metric must return shape {(len(x), len(y))} for these blocks, got {values.shape}")
+    if not np.isfinite(values).all():
+        raise InputError(f"metric must return finite distances, got {values[~np.isfinite(values)][0]}")
+    return values
+
+
+def _asked_distances(vectors: np.ndarray, metric: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
     """Return the (V, V) float64 matrix of a caller's metric, asked for block by block above the diagonal."""
     n = len(vectors)
     require_memory(8 * n * n, f"the matrix of distances between {n} codes")
     distances = np.empty((n, n))
-    for i in range(0, n, block):
-        for j in range(i, n, block):
-            x, y = vectors[i : i + block], vectors[j : j + block]
-            values = np.asarray(metric(x, y), dtype=np.float64)
-            if values.shape != (len(x), len(y)):
-                raise InputError(f"metric must return shape {(len(x), len(y))} for these blocks, got {values.shape}")
-            distances[i : i + block, j : j + block] = values
-            distances[j : j + block, i : i + block] = values.T
+    for i in range(0, n, BLOCK):
+        for j in range(i, n, BLOCK):
+            values = ask(metric, vectors[i : i + BLOCK], vectors[j : j + BLOCK])
+            distances[i : i + BLOCK, j : j + BLOCK] = values
+            distances[j : j + BLOCK, i : i + BLOCK] = values.T
     np.fill_diagonal(distances, 0.0)
     return _checked_distances(distances)
 
@@ -201,10 +208,16 @@ def _checked_distances(distances: np.ndarray) -> np.ndarray:
     require_memory(8 * distances.size, f"the matrix of distances between {len(distances)} codes")
     if (distances < 0).any():
         raise InputError(f"distances must not be negative, got {distances.min()}")
-    checked = np.array(distances, dtype=np.float64, order="C")
-    if not np.array_equal(checked, checked.T):
-        worst = float(np.abs(checked - checked.T).max())
-        if worst > 1e-6 * float(checked.max()):
-            raise InputError(f"a distance matrix must be symmetric, entries differ from their mirror by up to {worst}")
-        checked = (checked + checked.T) / 2  # an exact half: the sum does not depend on its order
+    checked = np.empty(distances.shape)
+    blocks = [slice(start, start + BLOCK) for start in range(0, len(checked), BLOCK)]
+    for rows in blocks:
+        checked[rows] = distances[rows]
+    mirrored = [(rows, columns) for i, rows in enumerate(blocks) for columns in blocks[i:]]
+    worst = max(float(np.abs(checked[at] - checked[at[::-1]].T).max()) for at in mirrored)
+    if worst > 1e-6 * float(checked.max()):
+        raise InputError(f"a distance matrix must be symmetric, entries differ from their mirror by up to {worst}")
+    if worst > 0:
+        for at in mirrored:
+            middle = checked[at] / 2 + checked[at[::-1]].T / 2  # does not depend on the order of the two
+            checked[at], checked[at[::-1]] = middle, middle.T
     return checked

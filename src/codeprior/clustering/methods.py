@@ -10,10 +10,12 @@ from codeprior.clustering.agglomerative import agglomerative_linkage
 from codeprior.clustering.assignment import by_first_appearance, nearest_clusters
 from codeprior.clustering.balanced import balanced_kmeans
 from codeprior.clustering.cut import cut
-from codeprior.clustering.distance import check_vectors, check_weights
+from codeprior.clustering.distance import check_vectors, check_weights, is_whole
 from codeprior.clustering.kmeans import centroid_free_kmeans, kmeans
-from codeprior.clustering.linkage import Metric, Progress, average_linkage
+from codeprior.clustering.linkage import Metric, Progress, ask, average_linkage
 from codeprior.errors import InputError
+
+_BLOCK = 256  # dead codes whose distances to all others are held at a time
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,8 @@ def cluster(
         raise InputError(f"a precomputed matrix of distances must be square, got shape {vectors.shape}")
     n_clusters = resolve_n_clusters(n_clusters, n_codes)
     _check_method(method, weights, usage, max_cluster_size, metric)
+    if not is_whole(seed, 0):
+        raise InputError(f"seed must be a whole number of 0 or more, got {seed!r}")
     weights = check_weights(weights, n_codes)
     live = live_codes(usage, n_codes)
     n_live = int(live.sum())
@@ -208,10 +212,8 @@ def resolve_n_clusters(n_clusters: int | float, n_codes: int) -> int:
     allowed = f"n_clusters must be a whole number between 1 and {n_codes} (the codebook size), or a share such as 0.5"
     if isinstance(n_clusters, float | np.floating) and 0 < n_clusters < 1:
         return max(1, round(float(n_clusters) * n_codes))
-    if isinstance(n_clusters, bool | np.bool_) or not isinstance(n_clusters, int | np.integer):
+    if not is_whole(n_clusters, 1, n_codes):
         raise InputError(f"{allowed}, got {n_clusters!r}")
-    if not 1 <= n_clusters <= n_codes:
-        raise InputError(f"{allowed}, got {n_clusters}")
     return int(n_clusters)
 
 
@@ -220,8 +222,9 @@ def live_codes(usage: np.ndarray | None, n_codes: int) -> np.ndarray:
     if usage is None:
         return np.ones(n_codes, dtype=bool)
     usage = np.asarray(usage)
-    if usage.shape != (n_codes,):
-        raise InputError(f"usage must be one count for each of the {n_codes} codes, got shape {usage.shape}")
+    if usage.shape != (n_codes,) or usage.dtype.kind not in "fiub":
+        given = f"{usage.dtype} of shape {usage.shape}"
+        raise InputError(f"usage must be one count for each of the {n_codes} codes, got {given}")
     wrong = np.flatnonzero(~((usage >= 0) & np.isfinite(usage)))
     if len(wrong):
         raise InputError(f"usage must be counts of zero or more, got {usage[wrong[0]]} for code {wrong[0]}")
@@ -259,8 +262,11 @@ def _nearest_to_dead(
     """Give each dead code the cluster of smallest mean instance distance (Eq. 2 for a single code)."""
     if metric == "euclidean":
         return nearest_clusters(vectors[~live], vectors[live], live_labels, weights=weights)
-    dead = ~live
-    distances = np.asarray(metric(vectors[dead], vectors[live])) if callable(metric) else vectors[np.ix_(dead, live)]
+    dead = np.flatnonzero(~live)
     masses = np.ones(len(live_labels)) if weights is None else weights
-    totals = np.stack([np.bincount(live_labels, masses * row) for row in distances])
-    return np.argmin(totals / np.bincount(live_labels, masses), axis=1)
+    mass_of_cluster = np.bincount(live_labels, masses)
+    nearest = []
+    for rows in np.split(dead, range(_BLOCK, len(dead), _BLOCK)):
+        distances = ask(metric, vectors[rows], vectors[live]) if callable(metric) else vectors[np.ix_(rows, live)]
+        nearest += [np.argmin(np.bincount(live_labels, masses * row) / mass_of_cluster) for row in distances]
+    return np.array(nearest)
