@@ -16,7 +16,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = ("objectives.md", "sampling.md", "training.md")
+PAGES = ("evaluation.md", "objectives.md", "sampling.md", "training.md")
 MARKED = re.compile(r"(<!-- (?P<name>[\w ]+): begin -->\n)(?P<table>.*?)(<!-- (?P=name): end -->)", re.DOTALL)
 Table = Callable[[dict[str, Any]], Iterator[str]]
 
@@ -127,7 +127,21 @@ def sampling_table(results: dict[str, Any]) -> Iterator[str]:
             yield _line([*cells, "" if ratio is None else f"{ratio:.2f}", f"{row[f'{name} peak_bytes'] / 1e6:,.0f} MB"])
 
 
+def evaluation_table(results: dict[str, Any]) -> Iterator[str]:
+    """Rows of bench_evaluation.py: each score beside the usual way to it."""
+    titles = ("seconds", "memory over the features", "of the process", "the usual way", "its seconds", "its memory")
+    yield f"| | {' | '.join(titles)} |"
+    yield _rule(len(titles) + 1)
+    for row in results["rows"]:
+        ours = [f"{row['time_s']:.1f}", f"{row['peak_bytes'] / 1e6:,.0f} MB", f"{row['process_bytes'] / 1e9:.1f} GB"]
+        theirs = ["", "", ""]
+        if "peer" in row:
+            theirs = [f"`{row['peer']}`", f"{row['peer_time_s']:.1f}", f"{row['peer_peak_bytes'] / 1e6:,.0f} MB"]
+        yield _line([row["name"], *ours, *theirs])
+
+
 TABLES: dict[str, Table] = {
+    "evaluation": evaluation_table,
     "losses": losses_table,
     "objectives on digits": objectives_table,
     "objectives on photos12": objectives_table,
