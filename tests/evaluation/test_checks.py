@@ -87,7 +87,7 @@ def judged(n_images: int, width: int, name: str = "samples") -> Judged:
     return Judged(Source(name, name, features=features, statistics=statistics("features", width=width)), features)
 
 
-def test_too_few_images_are_warned_of() -> None:
+def test_other_numbers_of_images_than_published_are_warned_of() -> None:
     reference = judged(10_000, 8, "reference")
     assert number_warnings(judged(50_000, 8), reference, STANDARD) == []
     assert number_warnings(judged(900, 8), reference, OTHER) == []
@@ -95,6 +95,8 @@ def test_too_few_images_are_warned_of() -> None:
     assert "8 images have no covariance of full rank in 8 features" in warning
     (warning,) = number_warnings(judged(5000, 8), reference, STANDARD)
     assert "published ones are of 50,000; this is of 5,000" in warning
+    (warning,) = number_warnings(judged(50_176, 8), reference, STANDARD)
+    assert "published ones are of 50,000; this is of 50,176" in warning
     (warning,) = number_warnings(judged(50_000, 8), judged(1000, 8, "reference"), STANDARD)
     assert "of 10,000 reference images; here are 1,000" in warning
 

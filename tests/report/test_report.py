@@ -86,7 +86,7 @@ def test_a_whole_run_has_every_section(page: Page) -> None:
 def test_scores_stand_beside_their_numbers_of_images_and_what_speaks_against_comparing(run: Path, page: Page) -> None:
     scores = read_manifest(run / "evaluations" / "dcpe").results
     assert score(scores["FD[digits-cnn]"], scores["FD[digits-cnn]_sd"]) in page.text
-    assert "Reference: 20 real images. Real images: 16 images of digits against the same reference." in page.text
+    assert "Reference: 20 images of heldout. Real images: 16 images of digits against the same reference." in page.text
     assert (
         "Mind (plain tokens, k-means clusters, DCPE clusters): 16 images have no covariance of full rank" in page.text
     )

@@ -161,3 +161,18 @@ def test_the_tokenizer_s_use_of_its_codes_is_told(used: int) -> None:
 
 def test_nothing_found_is_nothing_said() -> None:
     assert words() == {}
+
+
+def test_distances_to_other_references_are_neither_averaged_nor_compared() -> None:
+    made = generation(token=[(0.9, 2.0)], dcpe=[(0.95, 3.0)])
+    *_, scores = made[:3]
+    results = {**scores.results, "FD[digits-cnn]": 9.0, "n_reference": 1500, "reference": "digits"}
+    again = manifest("evaluation", "again", results, samples=scores.inputs["samples"], reference="other")
+    findings = findings_in_words(Names(Findings(Path("run"), [*made, again], [])))
+    said = [(finding.topic, finding.text.replace("\u00a0", " ")) for finding in findings]
+    assert [topic for topic, _ in said] == ["Class consistency", "Fréchet distance", "Fréchet distance", "How sure"]
+    assert "DCPE 95.0 % and plain tokens 90.0 %" in said[0][1]
+    assert "of 1,000 samples to 297 images, lower is better: plain tokens 2.00 and DCPE 3.00" in said[1][1]
+    assert said[2][1].startswith("FD[digits-cnn] of 1,000 samples to 1,500 images of digits, lower is better: plain")
+    assert "leads" not in said[2][1]
+    assert said[3][1].startswith("Models were trained once")

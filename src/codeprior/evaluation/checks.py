@@ -101,7 +101,7 @@ def frechet_warnings(n_images: int | None, n_features: int, space: Space) -> lis
             f"{n_images} images have no covariance of full rank in {n_features} features: a Fréchet distance of so few "
             "is mostly bias"
         ]
-    if n_images is not None and space.is_standard and n_images < PUBLISHED_SAMPLES:
+    if n_images is not None and space.is_standard and n_images != PUBLISHED_SAMPLES:
         return [
             f"FID falls with the number of images, and published ones are of {PUBLISHED_SAMPLES:,}; this is of "
             f"{n_images:,}, and compares with such alone"

@@ -43,10 +43,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Returns
     -------
     dict
-        output; feature_network; the scores of `scores.Scorer`, each under the name that it deserves (gFID, or FD[name]
-        of another network than the published Inception), spreads as `_sd`; the same with `real_` for real images in
-        the samples' place, where there are such, and real_is, which says what these were; n_samples, n_reference,
-        n_real, n_real_reference; warnings, a line each.
+        output; feature_network; reference, the name of its images; the scores of `scores.Scorer`, each under the name
+        that it deserves (gFID, or FD[name] of another network than the published Inception), spreads as `_sd`; the same
+        with `real_` for real images in the samples' place, where there are such, and real_is, which says what these
+        were; n_samples, n_reference, n_real, n_real_reference; warnings, a line each.
 
     Raises
     ------
@@ -205,6 +205,7 @@ class _Evaluation:
         resampling = np.random.default_rng([self.config.seed, 0])
         generator = np.random.default_rng([self.config.seed, 1])  # real scores do not depend on the samples
         results: dict[str, Any] = {"feature_network": self.space.name}
+        results["reference"] = reference.source.note.get("images", reference.source.name)
         results |= self.scorer.scores(samples, reference, resampling)
         n_reference = len(reference) or reference.source.note.get("n_images")
         results |= {"n_samples": len(samples) or samples.source.n_images, "n_reference": n_reference}

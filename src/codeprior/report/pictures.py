@@ -7,6 +7,7 @@ import io
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from codeprior.plots import PALETTE, cluster_sizes, loss_curves
 from codeprior.report.format import NO_BREAK, number, percent, score
 from codeprior.report.gather import Findings, read_meta, read_metrics
 from codeprior.report.names import Names, method_name
-from codeprior.report.scores import score_names
+from codeprior.report.scores import score_names, that_compare
 
 TILE = 64  # pixels a side that small images are enlarged to, by a whole factor
 LARGEST_TILE = 128  # and large ones reduced to
@@ -105,8 +106,8 @@ def sample_grid(names: Names, samples: Manifest) -> Grid | None:
 
 
 def _scores(findings: Findings, samples: Manifest) -> str:
-    """The scores of samples, for the line under their grid."""
-    for evaluation in findings.of("evaluation"):
+    """The scores of samples, for the line under their grid: by the reference that judged most of them, if it did."""
+    for evaluation in chain(*that_compare(findings.of("evaluation"))):
         if evaluation.inputs.get("samples") == samples.digest:
             results = evaluation.results
             parts = [f"{name}{NO_BREAK}{score(results[name])}" for name in score_names([results], "FD")]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from codeprior.artifact import Manifest
 from codeprior.report.format import count, duration, listing, number, percent, score
 from codeprior.report.gather import Findings, read_meta
 from codeprior.report.names import Names, method_name
-from codeprior.report.scores import real_compares, score_names
+from codeprior.report.scores import judged_by, real_compares, score_names, that_compare
 
 CLEAR = 2.0  # standard deviations of a difference, below which it is called none
 
@@ -128,22 +129,36 @@ def _likelihood(names: Names) -> list[Finding]:
 
 def _generation(names: Names) -> list[Finding]:
     evaluations = names.findings.of("evaluation")
-    said = []
-    consistent = _ranked(_scores_of(names, evaluations, "class_consistency"), highest=True)
-    if consistent:
+    said = [finding for group in that_compare(evaluations, ("features",)) for finding in _consistency(names, group)]
+    groups = that_compare(evaluations)
+    for group in groups:
+        said += _distances(names, group, _terms(group[0]) if len(groups) > 1 else "")
+    recipes = names.groups(evaluations)
+    if len(recipes) > 1:
+        said.append(Finding("How sure", _caveat(names, recipes)))
+    return said
+
+
+def _terms(evaluation: Manifest) -> str:
+    """What a distance is between, where that is not the same for all."""
+    return f" of {count(evaluation.results.get('n_samples'))} samples to {judged_by(evaluation.results)}"
+
+
+def _consistency(names: Names, evaluations: list[Manifest]) -> Iterator[Finding]:
+    ranked = _ranked(_scores_of(names, evaluations, "class_consistency"), highest=True)
+    if ranked:
         real = _real(evaluations, "class_consistency")
-        text = _values("Images that the judge takes for the class asked for", consistent, percent, real, _REAL)
-        lead = _lead(consistent, lambda gap: f"{100 * gap:.1f} points", _IMAGES)
-        said.append(Finding("Class consistency", f"{text} {lead}".strip()))
+        text = _values("Images that the judge takes for the class asked for", ranked, percent, real, _REAL)
+        lead = _lead(ranked, lambda gap: f"{100 * gap:.1f} points", _IMAGES)
+        yield Finding("Class consistency", f"{text} {lead}".strip())
+
+
+def _distances(names: Names, evaluations: list[Manifest], terms: str) -> Iterator[Finding]:
     for name in score_names([manifest.results for manifest in evaluations], "FD"):
         ranked = _ranked(_scores_of(names, evaluations, name))
         real = _real([m for m in evaluations if real_compares(m.results)], name)
-        text = _values(f"{name}, lower is better", ranked, score, real, _REAL)
-        said.append(Finding("Fréchet distance", f"{text} {_lead(ranked, _distance_gap(ranked), _IMAGES)}".strip()))
-    groups = names.groups(evaluations)
-    if len(groups) > 1:
-        said.append(Finding("How sure", _caveat(names, groups)))
-    return said
+        text = _values(f"{name}{terms}, lower is better", ranked, score, real, _REAL)
+        yield Finding("Fréchet distance", f"{text} {_lead(ranked, _distance_gap(ranked), _IMAGES)}".strip())
 
 
 def _values(
@@ -178,7 +193,11 @@ def _capital(name: str) -> str:
 
 def _caveat(names: Names, groups: dict[str, list[Manifest]]) -> str:
     """How many trainings stand behind each score."""
-    fewest = min(len({names.label(manifest) for manifest in group}) for group in groups.values())
+
+    def trained(manifest: Manifest) -> Path:
+        return (names.findings.model_of(manifest) or manifest).folder
+
+    fewest = min(len(set(map(trained, group))) for group in groups.values())
     if fewest > 1:
         return f"Each score is the mean over {fewest} or more trained models, ± their spread."
     return (
