@@ -1,12 +1,15 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
 
 from codeprior import Codebook, CodebookPrior
-from codeprior.config import ExtractConfig
+from codeprior.config import ExtractConfig, InspectConfig
 from codeprior.errors import InputError
 from codeprior.extract import extract
+from codeprior.inspection import inspect
 
 
 @pytest.fixture
@@ -64,6 +67,18 @@ def test_the_counts_of_an_ema_codebook_are_read(codebook_file):
     save_file({"quantize.cluster_size": np.linspace(0, 3, 60)[None]}, codebook_file.parent / "ema.safetensors")
     result, _ = run(codebook_file, n_clusters=9, usage=codebook_file.parent / "ema.safetensors")
     assert result["dead_codes"] == 1
+
+
+def test_counts_that_the_checkpoint_keeps_are_pointed_out(tmp_path, vectors):
+    path = tmp_path / "ema.safetensors"
+    counts = np.linspace(0, 3, 60).astype(np.float32)
+    save_file({"quantize.embedding.weight": vectors, "quantize.cluster_size": counts}, path)
+    result, _ = run(path, normalize=False)
+    assert "1 of 60 codes were never used" in result["warnings"][0]
+    assert result["dead_codes"] == 0
+    result, _ = run(path, normalize=False, usage=path, output="live.safetensors")
+    assert result["dead_codes"] == 1
+    assert inspect(InspectConfig(paths=(path,), normalize=False))["dead_codes"] == 1
 
 
 def test_the_same_again_is_nothing_to_do_and_another_is_refused(codebook_file):
@@ -165,6 +180,9 @@ def test_long_work_says_how_far_it_is(codebook_file, monkeypatch, capsys):
         ({"n_clusters": 1.5}, "a share such as 0.5, got 1.5"),
         ({"method": "kmeens"}, "method must be one of dcpe, kmeans"),
         ({"compare": ("kmeens",)}, "method must be one of dcpe, kmeans"),
+        ({"compare": ("kmeans++-weighted",)}, "kmeans..-weighted .* give --usage"),
+        ({"method": "kmeans", "export_linkage": Path("z.npy")}, "kmeans makes none"),
+        ({"strict": True}, "give it too"),
         ({"output": "prior.pt"}, "a prior is a .safetensors file"),
         ({"usage": "absent.npy"}, "no usage counts at"),
     ],

@@ -18,6 +18,7 @@ from codeprior.errors import InputError
 from codeprior.prior import CodebookPrior
 from codeprior.progress import Meter
 from codeprior.rearrangement import clusters_of, read_mapping, write_mapping
+from codeprior.weights import is_checkpoint
 
 REARRANGEMENT = "rearrangement"  # the method of a prior that was given as IAR's mapping
 
@@ -30,7 +31,7 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
     InputError
         If the codebook or the counts cannot be read, do not fit, or `--output` holds another prior.
     """
-    _check_names(config)
+    _check_flags(config)
     codebook = Codebook.load(config.codebook, normalize=config.normalize, family=config.family, key=config.key)
     _ = codebook.space  # asks at once if nothing tells it
     usage = None if config.usage is None else _read_usage(config.usage, codebook)
@@ -50,7 +51,7 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
             prior = _given(mapping, codebook, usage, parameters)
         prior.save(config.output)
     _export(config, prior, codebook, mapping)
-    warnings = _warnings(prior, parameters["n_clusters"], codebook)
+    warnings = _warnings(prior, parameters["n_clusters"], codebook, config.codebook)
     result = {"output": str(config.output), **_found(codebook), **describe(prior), "warnings": warnings}
     if config.compare:
         others = [_make(config, method, codebook, usage, parameters) for method in config.compare]
@@ -124,12 +125,20 @@ def _given(
     return CodebookPrior(labels, codebook.digest, REARRANGEMENT, usage=usage, parameters=parameters)
 
 
-def _check_names(config: ExtractConfig) -> None:
+def _check_flags(config: ExtractConfig) -> None:
+    """Say before the work what would stop it, or the writing of its results, later."""
     if config.output.suffix != ".safetensors":
         raise InputError(f"a prior is a .safetensors file, got --output {config.output}; try prior.safetensors")
     for method in (config.method, *config.compare):
         if method not in METHODS:
             raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        if method == "kmeans++-weighted" and config.usage is None:
+            raise InputError(f"{method} weighs each code by how often it is used; give --usage")
+    if config.export_linkage is not None and (config.mapping is not None or not METHODS[config.method].tree):
+        maker = "a mapping" if config.mapping is not None else config.method
+        raise InputError(f"--export-linkage writes a tree, {maker} makes none; leave it out")
+    if config.strict and config.max_cluster_size is None:
+        raise InputError("--strict makes a bound of --max-cluster-size; give it too")
 
 
 def _parameters(config: ExtractConfig, codebook: Codebook, usage: np.ndarray | None) -> dict[str, Any]:
@@ -178,8 +187,7 @@ def _export(config: ExtractConfig, prior: CodebookPrior, codebook: Codebook, giv
     if config.export_labels is not None:
         _save_npy(config.export_labels, prior.token_to_cluster)
     if config.export_linkage is not None:
-        if prior.linkage is None:
-            raise InputError(f"a {prior.method} prior has no tree to export")
+        assert prior.linkage is not None  # checked before
         _save_npy(config.export_linkage, prior.linkage)
     if config.export_mapping is not None:
         mapping = balanced_order(codebook.space, prior.token_to_cluster) if given is None else given
@@ -208,11 +216,28 @@ def _compare(prior: CodebookPrior, other: CodebookPrior, codebook: Codebook) -> 
     }
 
 
-def _warnings(prior: CodebookPrior, wanted: int, codebook: Codebook) -> list[str]:
+def kept_counts(source: Path, codebook: Codebook) -> np.ndarray | None:
+    """How often each code is used, (V,) int64, where the codebook's own checkpoint tells."""
+    if not is_checkpoint(source) or is_artifact(source):
+        return None
+    try:
+        counts = read_counts(source, codebook.origin.key)
+    except InputError:  # it keeps none, or those of several codebooks
+        return None
+    return counts if counts.shape == (len(codebook),) else None
+
+
+def _warnings(prior: CodebookPrior, wanted: int, codebook: Codebook, source: Path) -> list[str]:
     found = []
     if prior.n_clusters != wanted:
         found.append(f"the size limit stopped the merges at {prior.n_clusters} clusters, {wanted} were asked for")
-    if prior.usage is None and (n_untouched := codebook.n_untouched):
+    counts = None if prior.usage is not None else kept_counts(source, codebook)
+    if counts is not None and not counts.all():
+        found.append(
+            f"{np.count_nonzero(counts == 0)} of {len(prior)} codes were never used, says the checkpoint: clustered "
+            f"all the same; leave them out with --usage {source}"
+        )
+    elif prior.usage is None and (n_untouched := codebook.n_untouched):
         found.append(
             f"{n_untouched} of {len(prior)} codes lie where training starts them, within 1/{len(prior)} of the origin: "
             "probably never used, and merged first; leave them out with --usage"

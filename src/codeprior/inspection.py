@@ -14,7 +14,7 @@ from codeprior.clustering.distance import duplicate_groups, squared_distances
 from codeprior.codebook import Codebook
 from codeprior.config import InspectConfig
 from codeprior.errors import InputError
-from codeprior.extract import describe
+from codeprior.extract import describe, kept_counts
 from codeprior.hub import is_on_hub
 from codeprior.own import is_own
 from codeprior.prior import CodebookPrior, is_prior_file
@@ -38,7 +38,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     """
     if not config.paths:
         raise InputError("give at least one artifact: a prior, a codebook or a folder of codeprior")
-    artifacts = {path: open_artifact(path) for path in config.paths}
+    artifacts = {path: open_artifact(path, config) for path in config.paths}
     priors = {path: found for path, found in artifacts.items() if isinstance(found, CodebookPrior)}
     codebooks = [found for path in artifacts for found in _codebook_of(path, artifacts[path])]
     result = _describe_all(artifacts)
@@ -52,8 +52,8 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     return result
 
 
-def open_artifact(path: Path) -> Artifact:
-    """A prior, a manifest or a codebook, by what the path holds."""
+def open_artifact(path: Path, config: InspectConfig) -> Artifact:
+    """A prior, a manifest or a codebook, by what the path holds; of a codebook, as the settings say."""
     if not (is_on_hub(path) or is_own(path) or path.exists()):
         raise InputError(f"nothing at {path}: there is no such file or folder")
     if is_prior_file(path):
@@ -61,22 +61,22 @@ def open_artifact(path: Path) -> Artifact:
     if is_artifact(path):
         manifest = read_manifest(path)
         return CodebookPrior.load(path) if manifest.kind == CodebookPrior.kind else manifest
-    return Codebook.load(path)
+    return Codebook.load(path, normalize=config.normalize, family=config.family, key=config.key)
 
 
 def _describe_all(artifacts: dict[Path, Artifact]) -> dict[str, Any]:
     if len(artifacts) == 1:
         path, artifact = next(iter(artifacts.items()))
-        return {"path": str(path), **_describe(artifact)}
+        return {"path": str(path), **_describe(path, artifact)}
     rows = []
     for path, artifact in artifacts.items():
-        whole = _describe(artifact)
+        whole = _describe(path, artifact)
         brief = {name: whole[name] for name in _BRIEF if name in whole}
         rows.append({"path": str(path), **brief, "digest": short(whole["digest"])})
     return {"artifacts": rows}
 
 
-def _describe(artifact: Artifact) -> dict[str, Any]:
+def _describe(path: Path, artifact: Artifact) -> dict[str, Any]:
     if isinstance(artifact, CodebookPrior):
         return {"kind": "prior", **describe(artifact)}
     if isinstance(artifact, Manifest):
@@ -87,13 +87,14 @@ def _describe(artifact: Artifact) -> dict[str, Any]:
             **artifact.results,
             "digest": artifact.digest,
         }
-    return {"kind": "codebook", **describe_codebook(artifact)}
+    return {"kind": "codebook", **describe_codebook(artifact, kept_counts(path, artifact))}
 
 
-def describe_codebook(codebook: Codebook) -> dict[str, Any]:
-    """Size, lengths, copies and density of a codebook, in the space in which it is clustered.
+def describe_codebook(codebook: Codebook, counts: np.ndarray | None = None) -> dict[str, Any]:
+    """Size, lengths, copies, unused codes and density of a codebook, in the space in which it is clustered.
 
-    Nearest distances are taken of every code, or of 2,048 evenly spaced ones where there are more.
+    Nearest distances are taken of every code, or of 2,048 evenly spaced ones where there are more. "Untouched" codes
+    lie where training starts them; "dead" ones were never used, by `counts` (V,) where these are known.
     """
     space = codebook.space
     norms = np.linalg.norm(codebook.vectors, axis=1)
@@ -108,6 +109,8 @@ def describe_codebook(codebook: Codebook) -> dict[str, Any]:
         "norm_median": float(np.median(norms)),
         "norm_max": float(norms.max()),
         "duplicates": len(space) - len(np.unique(duplicate_groups(space))),
+        "untouched_codes": codebook.n_untouched,
+        **({} if counts is None else {"dead_codes": int(np.count_nonzero(counts == 0))}),
         "nearest_distance_5%": float(low),
         "nearest_distance_median": float(middle),
         "nearest_distance_95%": float(high),
@@ -132,11 +135,14 @@ def _curve_rows(prior: CodebookPrior, curve: Curve | None) -> dict[str, Any]:
         return {}
     wanted = {prior.n_clusters, *(2**power for power in range(32))}
     rows = [curve.at(k) for k in sorted(wanted) if curve.n_clusters[0] <= k <= curve.n_clusters[-1]]
+    result: dict[str, Any] = {"curve": rows}
+    if not prior.live.all():
+        result["curve_of"] = "live codes, without the dead ones that are attached to their clusters"
     if curve.mean_distance is None:
         without = f"mean distances, which the heights of {prior.method} do not tell"
         few = prior.live.sum() <= _ALL_PAIRS
-        return {"curve": rows, "curve_without": f"{without}: give the codebook too" if few else without}
-    return {"curve": rows}
+        result["curve_without"] = f"{without}: give the codebook too" if few else without
+    return result
 
 
 def _curve(prior: CodebookPrior, codebooks: list[Codebook]) -> Curve | None:

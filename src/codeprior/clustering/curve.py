@@ -135,7 +135,8 @@ def tree_curve(
         usage = _check_usage(usage, n_codes)
         terms = entr(_node_sums(usage / usage.sum(), left, right))
         change = terms[n_codes:] - terms[left] - terms[right]
-        entropy = np.maximum(_running(float(terms[:n_codes].sum()), change), 0.0)[::-1]
+        running = _running(float(terms[:n_codes].sum()), change)
+        entropy = np.where(running < 1e-12, 0.0, running)[::-1]  # what rounding leaves of nothing
     return Curve(
         n_clusters=np.arange(n_codes - len(Z), n_codes + 1),
         mean_distance=mean_distance,

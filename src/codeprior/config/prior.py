@@ -58,6 +58,12 @@ class InspectConfig(VerbConfig):
 
     paths: Positional[tuple[Path, ...]]
     """One or more artifacts; priors of one codebook are compared with the first."""
+    family: str | None = None
+    """Family of a checkpoint's tokenizer, where the file does not tell it: llamagen, taming, titok, ..."""
+    key: str | None = None
+    """Name of the codebook, where a checkpoint holds several; [i] at its end picks one of several heads."""
+    normalize: Annotated[bool | None, arg(metavar="| --no-normalize")] = None
+    """Look at l2-normalised codes; default: as the tokenizer, or the prior beside it, compares them."""
     code: int | None = None
     """Show the nearest neighbours and the cluster of this code."""
     plot: Path | None = None
