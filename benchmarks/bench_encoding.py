@@ -164,7 +164,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root, contextlib.redirect_stdout(sys.stderr):  # the original prints
         row = {"name": "vq-16 ten crops", **measure(Path(root), options)}
     for name, value in row.items():
-        print(f"{name:24}{value}")
+        print(f"{name:28}{value}")
     if options.original:
         given = f"--original LlamaGen --n-images {options.n_images} --repeats {options.repeats}"
         print(write_results("encoding", f"python benchmarks/bench_encoding.py {given}", [row]))

@@ -70,7 +70,7 @@ def test_interrupted_work_is_recognised_and_its_time_kept(tmp_path):
     [
         ({"settings": {"seed": 1, "views": "flip"}}, "other settings (seed: 0, now 1)"),
         ({"inputs": {"tokenizer": "sha256:" + "b" * 64}}, "other inputs (tokenizer: aaaaaaaaaaaa, now bbbbbbbbbbbb)"),
-        ({"kind": "samples"}, "holds a codes, not a samples"),
+        ({"kind": "samples"}, "holds codes, not samples"),
     ],
 )
 def test_other_work_is_refused_unless_overwritten(tmp_path, changes, said):
@@ -138,7 +138,7 @@ def test_what_is_no_artifact_is_said_in_one_line(tmp_path):
     with pytest.raises(InputError, match="unfinished"):
         read_manifest(tmp_path / "half", "codes")
     make(tmp_path / "whole")
-    with pytest.raises(InputError, match="holds a codes, not a tokenizer"):
+    with pytest.raises(InputError, match="holds codes, not a tokenizer"):
         read_manifest(tmp_path / "whole", "tokenizer")
 
 

@@ -225,7 +225,7 @@ def test_a_store_that_is_none_is_refused(tmp_path, tokenizer_folder):
     (tmp_path / "vq.pt").touch()
     with pytest.raises(InputError, match=r"vq.pt is a file, not a folder of ours; .* `codeprior convert`"):
         CodeStore.open(tmp_path / "vq.pt")
-    with pytest.raises(InputError, match="holds a tokenizer, not a codes"):
+    with pytest.raises(InputError, match="holds a tokenizer, not codes"):
         CodeStore.open(tokenizer_folder)
 
 

@@ -309,7 +309,7 @@ WRONG = {
     "half a tokenizer": (
         lambda: {name: tensor for name, tensor in vq_weights().items() if not name.startswith("encoder.")},
         {},
-        "not the whole weights of LlamaGen's tokenizer: 'encoder.conv_in.weight' is missing",
+        r"convert: \S+: not the whole weights of LlamaGen's tokenizer: 'encoder.conv_in.weight' is missing",
     ),
     "half of GigaTok": (
         lambda: without(vq_weights(GigaTok, GIGATOK), "encoder.conv_in.weight"),
@@ -330,6 +330,11 @@ WRONG = {
         lambda: gpt_weights() | {"layers.1.feed_forward.w2.weight": torch.zeros(64, 7)},
         {"image_size": 64, "n_heads": 4},
         "has of another shape layers.1.feed_forward.w2.weight",
+    ),
+    "embeddings alone": (
+        lambda: {"tok_embeddings.weight": torch.zeros(8, 64)},
+        {"image_size": 64, "n_heads": 4},
+        "no whole transformer: 'layers.0.attention.wqkv.weight' is missing",
     ),
     "no layers": (
         lambda: without(gpt_weights(), "layers.0.feed_forward.w1.weight"),
@@ -412,7 +417,7 @@ def test_models_that_no_original_has_stay_folders(tiny, tmp_path):
     torch.save(torch.arange(16), tmp_path / "mapping.pt")
     with pytest.raises(InputError, match="a model with a prior cannot be renumbered"):
         converted(tmp_path / "cluster", tmp_path / "renumbered", mapping=tmp_path / "mapping.pt")
-    with pytest.raises(InputError, match="holds a codes; only tokenizers and checkpoints are converted"):
+    with pytest.raises(InputError, match="holds codes; only tokenizers and checkpoints are converted"):
         converted(tiny / "codes", tmp_path / "codes.pt")
 
 

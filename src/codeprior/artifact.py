@@ -164,6 +164,12 @@ class Manifest:
         return self.folder / name
 
 
+def with_article(kind: object) -> str:
+    """A kind of artifact as a sentence has it: "a prior", "codes"."""
+    name = str(kind)
+    return name if name.endswith("s") else f"{'an' if name.startswith(('a', 'e', 'i', 'o', 'u')) else 'a'} {name}"
+
+
 def read_manifest(folder: Path | str, kind: str | None = None) -> Manifest:
     """Read and check the manifest of a finished artifact, in a folder or on the Hugging Face hub.
 
@@ -196,7 +202,7 @@ def read_manifest(folder: Path | str, kind: str | None = None) -> Manifest:
         raise InputError(f"{folder} has format {record.get('format')}; this version of codeprior reads format {FORMAT}")
     manifest = Manifest(folder=folder, **record)
     if kind is not None and manifest.kind != kind:
-        raise InputError(f"{folder} holds a {manifest.kind}, not a {kind}")
+        raise InputError(f"{folder} holds {with_article(manifest.kind)}, not {with_article(kind)}")
     for name, entry in manifest.files.items():
         path = folder / name
         if not path.exists():
@@ -406,12 +412,12 @@ class Workspace:
                 continue
             record = read_json(self.folder / name)
             if record.get("kind") != self.kind:
-                return f"holds a {record.get('kind')}, not a {self.kind}"
+                return f"holds {with_article(record.get('kind'))}, not {with_article(self.kind)}"
             if changed := _changes(record.get("settings", {}), self.settings):
-                return f"holds a {self.kind} made with other settings ({changed})"
+                return f"holds {with_article(self.kind)} made with other settings ({changed})"
             if record.get("inputs") != self.inputs:
                 changed = _changes(record.get("inputs", {}), self.inputs)
-                return f"holds a {self.kind} made from other inputs ({changed})"
+                return f"holds {with_article(self.kind)} made from other inputs ({changed})"
             return None
         others = [entry.name for entry in self.folder.iterdir() if not entry.name.startswith(".")]
         return f"is not empty (it holds {sorted(others)[0]})" if others else None

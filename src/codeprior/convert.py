@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codeprior.artifact import Workspace, is_artifact, read_manifest, write_atomically, write_json
+from codeprior.artifact import Workspace, is_artifact, read_manifest, with_article, write_atomically, write_json
 from codeprior.checkpoint import AVERAGE, Checkpoint, CheckpointConfig, read_config
 from codeprior.config import ConvertConfig
 from codeprior.errors import InputError
@@ -179,7 +179,7 @@ def _read_ours(source: Path) -> Model:
         warnings = (f"the file alone does not tell, and must be told: {untold}",) if untold else ()
         return Model(manifest.kind, f"{record['family']} tokenizer", record, tensors, warnings=warnings)
     if manifest.kind != Checkpoint.kind:
-        raise InputError(f"{source} holds a {manifest.kind}; only tokenizers and checkpoints are converted")
+        raise InputError(f"{source} holds {with_article(manifest.kind)}; only tokenizers and checkpoints are converted")
     settings = read_config(manifest.path(CONFIG))
     _check_that_originals_have_it(settings)
     average = read_tensors(manifest.path(AVERAGE))[0] if manifest.path(AVERAGE).exists() else None

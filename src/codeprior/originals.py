@@ -79,7 +79,11 @@ def recognise(checkpoint: Checkpoint, given: Given) -> Original:
     for scope in scopes:
         shapes = _shapes(scope)
         for tokenizer in TOKENIZERS:
-            if config := tokenizer.identify(shapes):
+            try:
+                config = tokenizer.identify(shapes)
+            except InputError as error:
+                raise InputError(f"{checkpoint.source}: {error}") from None
+            if config is not None:
                 return _tokenizer(checkpoint, scope, tokenizer, config, given)
     # LlamaGen's samplers read a transformer's own weights, not the averaged ones.
     for scope in sorted(scopes, key=lambda scope: scope.wrapper == "ema"):
@@ -168,7 +172,8 @@ def _describe(config: ModelConfig) -> str:
 def _architecture(checkpoint: Checkpoint, shapes: Shapes, given: Given, assumed: dict[str, Any]) -> ModelConfig:
     """The config of a transformer; what is taken on trust goes into `assumed`."""
     vocab_size, dim = shapes["tok_embeddings.weight"]
-    n_layers = 1 + max(int(match[1]) for name in shapes if (match := re.match(r"layers\.(\d+)\.", name)))
+    layers = (int(match[1]) for name in shapes if (match := re.match(r"layers\.(\d+)\.", name)))
+    n_layers = 1 + max(layers, default=0)
     if shapes["layers.0.attention.wqkv.weight"] != (3 * dim, dim):
         raise InputError(f"{checkpoint.source} has fewer heads for keys than for queries, which is not supported here")
     condition = _condition(checkpoint, shapes, given, assumed)

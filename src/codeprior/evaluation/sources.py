@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from codeprior import embedded
-from codeprior.artifact import MANIFEST, UNFINISHED, digest_json, digest_sampled, read_manifest
+from codeprior.artifact import MANIFEST, UNFINISHED, digest_json, digest_sampled, read_manifest, with_article
 from codeprior.crops import to_rgb
 from codeprior.errors import InputError
 from codeprior.evaluation.statistics import Gaussian
@@ -95,7 +95,7 @@ def open_source(place: str, image_size: int | None = None, *, seed: int = 0, bad
     if is_on_hub(place) or (path / MANIFEST).exists() or (path / UNFINISHED).exists():
         manifest = read_manifest(place)
         if manifest.kind not in _FILES_OF:
-            raise InputError(f"{place} holds a {manifest.kind}, neither samples nor a reference")
+            raise InputError(f"{place} holds {with_article(manifest.kind)}, neither samples nor a reference")
         return _open_npz(manifest.path(_FILES_OF[manifest.kind]), manifest.digest, name=path.name)
     if path.is_file() and path.suffix == ".npz":
         return _open_npz(path, digest_sampled(path))
