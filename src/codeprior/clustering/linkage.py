@@ -91,9 +91,9 @@ def average_linkage(
     whose higher representative is; a cluster's representative is its lowest row. Equal rows thus merge first, at
     height 0. Z is the same on every run and for any number of threads.
 
-    Cost: a complete tree takes about V² / 2 distances, tenths of a second and some 60 MB for 16,384 codes of dimension 8
-    on two cores; half of it a tenth of that. In more than 16 dimensions, up to 20,480² distances are held at 8 bytes;
-    distances that are given are held once more. `benchmarks/README.md` has the measured sizes.
+    Cost: a complete tree takes about V² / 2 distances; tenths of a second and some 60 MB for 16,384 codes of dimension
+    8 on two cores, to half of the codes a third of the time. In more than 16 dimensions the distances of up to 20,480
+    clusters are held, 8 bytes each; distances that are given are held once more. `benchmarks/README.md` says more.
 
     References
     ----------
