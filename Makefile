@@ -29,6 +29,7 @@ check: .installed-lint
 
 bench: .installed-bench
 	$(RUN) benchmarks/bench_linkage.py $(BENCH_ARGS)
+	$(RUN) benchmarks/bench_balanced_kmeans.py $(if $(IAR),--original $(IAR))
 	$(RUN) benchmarks/bench_encoding.py $(if $(LLAMAGEN),--original $(LLAMAGEN))
 	$(RUN) benchmarks/bench_losses.py
 	$(if $(LLAMAGEN)$(IAR),$(RUN) benchmarks/bench_training.py $(if $(LLAMAGEN),--llamagen $(LLAMAGEN)) $(if $(IAR),--iar $(IAR)))

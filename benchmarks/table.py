@@ -1,6 +1,6 @@
-"""Write the newest committed measurements into the README, between its markers: numbers come from files, not hands.
+"""Write the newest committed measurements of clustering into both READMEs: numbers come from files, not hands.
 
-Run: python benchmarks/table.py (or --check, which only says whether the README is up to date)
+Run: python benchmarks/table.py (or --check, which only says whether they are up to date)
 """
 
 from __future__ import annotations
@@ -11,8 +11,20 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+README, README_HERE = Path(__file__).parent.parent / "README.md", Path(__file__).parent / "README.md"
+# Seconds that two cores need for what has to be done, as benchmarks/README.md counts it.
+LIMITS_S = {
+    "16k-8-half": 0.02,
+    "16k-8-complete": 0.06,
+    "16k-8-half-spherical": 0.02,
+    "16k-8-complete-spherical": 0.06,
+    "16k-32-half": 0.05,
+    "16k-32-complete": 0.15,
+    "16k-256-half": 0.13,
+    "16k-256-complete": 0.7,
+    "262k-8-complete": 14,
+    "262k-256-half": 66,
+}
 
 
 def newest(benchmark: str) -> tuple[Path, dict[str, Any]] | None:
@@ -55,6 +67,22 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def limits() -> str:
+    """How far each row is from what has to be done, as Markdown."""
+    _, linkage = newest("linkage") or ("", {"rows": []})
+    rows = [(row, LIMITS_S[row["name"]]) for row in linkage["rows"] if row["name"] in LIMITS_S]
+    return "\n".join(
+        [
+            "| row | limit, seconds | measured | times the limit |",
+            "|---|---|---|---|",
+            *(
+                f"| {row['name']} | {limit} | {row['time_s']:.3g} | {row['time_s'] / limit:.2g} |"
+                for row, limit in rows
+            ),
+        ]
+    )
+
+
 def _link(path: Path) -> str:
     return f"[`{path.name}`](benchmarks/results/{path.name})"
 
@@ -89,19 +117,22 @@ def _share(ratio: float | None) -> str:
     return f"1/{1 / ratio:.0f}" if ratio < 0.5 else f"{ratio:.3g}"
 
 
-def with_table(text: str, rows: str) -> str:
-    """The README's text with the table between its markers."""
-    head, rest = text.split(BEGIN)
-    _, tail = rest.split(END)
-    return f"{head}{BEGIN}\n{rows}\n{END}{tail}"
+def with_table(text: str, name: str, rows: str) -> str:
+    """A page's text with a table between the markers of its name."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    head, rest = text.split(begin)
+    _, tail = rest.split(end)
+    return f"{head}{begin}\n{rows}\n{end}{tail}"
 
 
 def main() -> None:
-    text = README.read_text()
-    updated = with_table(text, table())
-    if "--check" in sys.argv:
-        raise SystemExit(None if updated == text else "the README's table is not that of the newest result file")
-    README.write_text(updated)
+    for page, name, rows in ((README, "benchmarks", table()), (README_HERE, "limits", limits())):
+        text = page.read_text()
+        updated = with_table(text, name, rows)
+        if "--check" not in sys.argv:
+            page.write_text(updated)
+        elif updated != text:
+            raise SystemExit(f"the table of {name} in {page} is not that of the newest result file; run table.py")
 
 
 if __name__ == "__main__":
