@@ -68,7 +68,8 @@ def _weights() -> list[dict[str, Any]]:
     """The files by which published scores are defined: which were found, and how to get the others."""
     rows = []
     for published in ALL:
-        row = {"weights": published.names[0], "for": published.purpose, "found": "missing", "get it by": "--download"}
+        row = {"weights": published.names[0], "for": published.purpose, "found": "missing"}
+        row["get it by"] = f"--download, or {published.url}"
         if (found := locate(published)) is not None:
             is_right = Found(*found, digest_file(found[0])).is_published(published)
             row |= {

@@ -101,6 +101,12 @@ def test_other_numbers_of_images_than_published_are_warned_of() -> None:
     assert "of 10,000 reference images; here are 1,000" in warning
 
 
+def test_statistics_alone_are_told_of_since_they_give_fewer_scores() -> None:
+    bare = Judged(Source("adm_in256_stats", "d", statistics=statistics("features", width=8)))
+    (warning,) = number_warnings(judged(50_000, 8), bare, OTHER)
+    assert warning.startswith("adm_in256_stats holds statistics alone: precision, recall and the kernel distance need")
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("n_classes", [2, 100])
 def test_class_order_is_told_from_a_shuffle(seed: int, n_classes: int) -> None:

@@ -26,7 +26,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
 def test_weights_are_looked_for_as_given_then_in_the_variable_s_folder_then_in_the_hub_s(
     places: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(InputError, match=f"is not at hand: put {NAME} into one of {places['variable']}, "):
+    with pytest.raises(InputError, match=f"at hand: put {NAME} \\(https.*{NAME}\\) into one of {places['variable']}, "):
         find_weights(INCEPTION)
     (places["hub"] / INCEPTION.names[1]).write_bytes(b"hub")
     assert find_weights(INCEPTION).path == places["hub"] / INCEPTION.names[1]

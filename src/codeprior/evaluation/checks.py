@@ -84,8 +84,11 @@ def _looks_like_training(samples: Source, reference: Source) -> str | None:
 
 
 def number_warnings(images: Judged, reference: Judged, space: Space) -> list[str]:
-    """What too few images do to the scores."""
+    """What other numbers of images than published do to the scores, and which scores statistics alone cannot give."""
     found = frechet_warnings(images.source.n_images, len(reference.gaussian.mean), space)
+    for source in (images.source, reference.source):
+        if source.n_images is None:
+            found.append(f"{source.name} holds statistics alone: precision, recall and the kernel distance need images")
     if space.is_standard and len(reference) and len(reference) != PUBLISHED_REFERENCE:
         found.append(
             f"published precision and recall are those of {PUBLISHED_REFERENCE:,} reference images; here are "

@@ -26,8 +26,8 @@ class Judged:
     """A set of images as a feature network sees it.
 
     `features` (N, F) and `spatial` (N, S) are float32 and may be mapped from disk; `probabilities` (N, C) and `labels`
-    (N,) are None where the network or the set has none. `given` are statistics that the set came with, which stand for
-    more images than are at hand.
+    (N,) are None where the network or the set has none. Statistics that the source came with stand for more images than
+    are at hand, and are used in place of these images'.
     """
 
     source: Source

@@ -107,8 +107,8 @@ def find_weights(published: Published, given: Path | None = None, *, download: b
     if found is None:
         places = ", ".join(str(folder) for folder, _ in searched_folders())
         raise InputError(
-            f"{published.what}, by which {published.purpose} is defined, is not at hand: put {published.names[0]} into "
-            f"one of {places}, or allow --download; {published.instead}"
+            f"{published.what}, by which {published.purpose} is defined, is not at hand: put {published.names[0]} "
+            f"({published.url}) into one of {places}, or allow --download; {published.instead}"
         )
     weights = Found(*found, digest_file(found[0]))
     said = weights.way if weights.is_published(published) else f"{weights.way}; not what was published"
