@@ -523,6 +523,12 @@ PRESETS = {
 }  # fmt: skip
 
 
+def preset_name(config: ModelConfig) -> str:
+    """Name of the preset that an architecture has the size of; else its layers and width."""
+    size = (config.n_layers, config.n_heads, config.dim, config.ffn_multiple)
+    return next((name for name, preset in PRESETS.items() if preset == size), f"{config.n_layers}x{config.dim}")
+
+
 def model_config(
     name: str,
     *,

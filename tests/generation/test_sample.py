@@ -203,13 +203,25 @@ def test_every_setting_that_matters_gives_other_images(tiny, checkpoint, samples
     assert len(digests) == 1 + len(changes)
 
 
-def test_png_files_are_the_rows_of_the_npz(tiny, checkpoint, samples, tmp_path):
+def test_png_files_are_the_rows_of_the_npz_also_of_samples_made_before(
+    tiny, checkpoint, samples, tmp_path, monkeypatch
+):
+    shutil.copytree(samples[0], tmp_path / "samples")
+    monkeypatch.setattr(Maker, "images", lambda *_: pytest.fail("images were made twice"))
     sample(settings(tiny, checkpoint, tmp_path / "samples", png=True))
     images, _ = load(tmp_path / "samples")
-    assert np.array_equal(images, load(samples[0])[0])
     paths = sorted((tmp_path / "samples/png").iterdir())
     assert [path.name for path in paths] == [f"{number:06d}.png" for number in range(33)]
     assert np.array_equal([np.asarray(Image.open(path)) for path in paths], images)
+
+
+def test_the_file_has_llamagens_name_too_where_that_is_wanted(tiny, checkpoint, samples, tmp_path):
+    shutil.copytree(samples[0], tmp_path / "samples")
+    for _ in range(2):
+        sample(settings(tiny, checkpoint, tmp_path / "samples", llamagen_name=True))
+    rest = "topk-0-topp-1.0-temperature-1.0-cfg-1.5-seed-0"
+    name = f"tiny-{checkpoint.name}-size-16-size-16-tokenizer-{rest}.npz"
+    assert (tmp_path / "samples" / name).samefile(tmp_path / "samples/samples.npz")
 
 
 def test_images_are_resized_before_they_are_clamped_and_truncated_as_llamagen_does(tiny, checkpoint, tmp_path):

@@ -68,8 +68,10 @@ class SampleConfig(MakeConfig):
     """Its logits are divided by it; 0 takes the likeliest token."""
     image_size_eval: int | None = None
     """Side that images are resized to (bicubic, before they are clamped, as LlamaGen's 384 to 256); default: none."""
-    png: bool = False
-    """Write the images as png/000000.png, ... too, numbered as the rows of the .npz."""
+    png: bool = field(default=False, metadata=NOT_IDENTITY)
+    """Write the images as png/000000.png, ... too, numbered as the rows of the .npz; also of samples made before."""
+    llamagen_name: bool = field(default=False, metadata=NOT_IDENTITY)
+    """Give the .npz a second name, a link: that of LlamaGen's script, which tells model, sizes and settings."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the transformer's matrix products, over float32 weights and sums; auto is bf16 where the device computes in
     it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,8 +11,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from codeprior.checkpoint import CheckpointConfig
+from codeprior.config import SampleConfig
 from codeprior.machine import available_threads
-from codeprior.npz import Stream, write_npz
+from codeprior.model import preset_name
+from codeprior.npz import MappedNpz, Stream, write_npz
 from codeprior.plots import image_grid
 
 _BYTES_AT_ONCE = 2**26
@@ -30,23 +34,35 @@ def write_samples(path: Path, take: Take, image_shape: tuple[int, ...], labels: 
     write_npz(path, {"arr_0": images, "arr_1": labels[order]})
 
 
-def write_pngs(folder: Path, take: Take, image_shape: tuple[int, ...], order: np.ndarray) -> None:
-    """Write the samples in an order as `000000.png`, `000001.png`, ...: the rows of the `.npz`, by their numbers."""
+def write_pngs(folder: Path, samples: Path) -> None:
+    """Write the images of an `.npz` as `000000.png`, `000001.png`, ..., by their rows; those that are there stay."""
     folder.mkdir(exist_ok=True)
+    images = MappedNpz(samples)["arr_0"]
 
-    def write(number: int, pixels: np.ndarray) -> None:
-        path = folder / f"{number:06d}.png"
+    def write(row: int) -> None:
+        path = folder / f"{row:06d}.png"
         if not path.exists():
-            temporary = folder / f".{number:06d}.partial"
-            Image.fromarray(pixels).save(temporary, "PNG")
+            temporary = folder / f".{row:06d}.{os.getpid()}.partial"
+            Image.fromarray(images[row]).save(temporary, "PNG")
             os.replace(temporary, path)
 
     with ThreadPoolExecutor(available_threads()) as pool:
-        number = 0
-        for run in _runs(order, image_shape):
-            numbers = range(number, number + len(run))
-            list(pool.map(write, numbers, take(run)))
-            number += len(run)
+        for _ in pool.map(write, range(len(images))):
+            pass
+
+
+def llamagen_name(config: SampleConfig, checkpoint: CheckpointConfig) -> str:
+    """Name of the `.npz` that LlamaGen's script for FID would give it."""
+    sizes = f"size-{checkpoint.image_size}-size-{config.image_size_eval or checkpoint.image_size}"
+    made_by = f"{preset_name(checkpoint.model)}-{config.checkpoint.stem}-{sizes}-{config.tokenizer.stem}"
+    filtered = f"topk-{config.top_k}-topp-{config.top_p}-temperature-{config.temperature}"
+    return f"{made_by}-{filtered}-cfg-{config.cfg_scale}-seed-{config.seed}.npz"
+
+
+def link(path: Path, name: str) -> None:
+    """A second name for a file, beside it."""
+    with contextlib.suppress(FileExistsError):
+        (path.parent / name).symlink_to(path.name)
 
 
 def write_grid(path: Path, take: Take, classes: np.ndarray, names: tuple[str, ...]) -> None:

@@ -26,14 +26,13 @@ from codeprior.generation.compiled import CompiledEngine
 from codeprior.generation.conditions import Conditions, Prefixes
 from codeprior.generation.decoding import Decoding, uniforms_of
 from codeprior.generation.guidance import Guidance
-from codeprior.generation.output import write_grid, write_pngs, write_samples
+from codeprior.generation.output import link, llamagen_name, write_grid, write_pngs, write_samples
 from codeprior.generation.packed import pack
 from codeprior.generation.refine import Chooser, chooser
 from codeprior.generation.sequence import Engine, generate
 from codeprior.generation.tiles import in_tiles, tile_size
 from codeprior.parts import Parts, Rows, waiting
 from codeprior.pixels import resize_bicubic, to_pixels
-from codeprior.progress import track
 from codeprior.shards import Shard
 from codeprior.tokenizers import Tokenizer, load_tokenizer
 
@@ -68,8 +67,13 @@ def sample(config: SampleConfig) -> dict[str, Any]:
     ) as workspace:
         if not workspace.complete:
             _sample_all(config, workspace, maker)
-        results = waiting(workspace.shard) if workspace.manifest is None else workspace.manifest.results
-        return {"output": str(config.output), **results}
+        if workspace.manifest is None:
+            return {"output": str(config.output), **waiting(workspace.shard)}
+        if config.png:
+            write_pngs(workspace.path(PNGS), workspace.path(SAMPLES))
+        if config.llamagen_name:
+            link(workspace.path(SAMPLES), llamagen_name(config, maker.checkpoint.config))
+        return {"output": str(config.output), **workspace.manifest.results}
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,8 +214,6 @@ def _sample_all(config: SampleConfig, workspace: Workspace, maker: Maker) -> Non
         order = np.random.default_rng([config.seed, config.n_images]).permutation(config.n_images)
         write_samples(workspace.path(SAMPLES), parts.take, shape, classes, order)
         write_grid(workspace.path(GRID), parts.take, classes, maker.conditions.names)
-        if config.png:
-            write_pngs(workspace.path(PNGS), parts.take, shape, order)
         results = {
             "n_images": config.n_images,
             "cfg_scale": config.cfg_scale,
@@ -224,21 +226,16 @@ def _sample_all(config: SampleConfig, workspace: Workspace, maker: Maker) -> Non
 def _make_share(config: SampleConfig, workspace: Workspace, maker: Maker, parts: Parts) -> tuple[int, float]:
     """Make what is missing of this process's images; how many these were and the seconds that it took."""
     tile = tile_size(maker.checkpoint.config.model, maker.device, config.batch_size)
-    tiles = workspace.shard.of(-(-config.n_images // tile))
-    share = range(tiles.start * tile, min(tiles.stop * tile, config.n_images))
     began, n_made = time.perf_counter(), 0
 
     def made(run: range) -> Iterator[Rows]:
+        nonlocal n_made
         for images in in_tiles(maker.images, run, tile, config.batch_size, maker.device):
+            n_made += len(images)
             yield images, {}
 
     _check_space(workspace, parts, sum(map(len, parts.missing(range(config.n_images)))))
-    for run in parts.missing(share):
-        n_tiles = -(-len(run) // tile)
-        done = parts.make(run, made(run), workspace.checkpoint)
-        for _ in track(done, "sample", total=len(tiles), start=len(tiles) - n_tiles):
-            pass
-        n_made += len(run)
+    parts.make_share(workspace, tile, made, "sample")
     return n_made, time.perf_counter() - began
 
 
