@@ -38,11 +38,14 @@ def _work(verb: str, config: Any, n_forward_passes: int, environment: dict[str, 
 
 
 def _die_after(n_forward_passes: int) -> None:
+    import torch
+
     from codeprior import parts
     from codeprior.evaluation.small_cnn import ClassifierFeatures
     from codeprior.model import KVCache, Transformer
     from codeprior.tokenizers.vqgan import VQGAN
 
+    torch.set_num_threads(1)  # so that passes come one after the other
     parts.SECONDS_BETWEEN_RECORDS = 0
     calls = []
 
