@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from codeprior.artifact import seal, write_json
+from codeprior.artifact import read_json, seal, write_json
 from codeprior.config import ReportConfig
 from codeprior.report import report
 from codeprior.report.gather import gather
@@ -32,14 +32,21 @@ def test_a_sweep_is_a_picture_and_a_table_of_means_with_their_deviations(folder)
     assert found.place == "guidance"
     assert found.axis == "cfg-scale"
     assert found.picture.startswith("data:image/svg+xml")
-    assert [column.title for column in found.table.columns] == [
-        "cfg-scale",
-        "n_seeds",
-        "FD[net] ↓",
-        "class consistency ↑",
-    ]
-    assert list(found.table.rows[1].cells) == ["1.5", "2", "15.50 ± 0.71", "50.5\u00a0% ± 0.7"]
-    assert "deviation over seeds" in found.table.note
+    assert [column.title for column in found.table.columns] == ["cfg-scale", "FD[net] ↓", "class consistency ↑"]
+    assert list(found.table.rows[1].cells) == ["1.5", "15.50 ± 0.71", "50.5\u00a0% ± 0.7"]
+    assert found.table.note == "± is the standard deviation over 2 seeds."
+
+
+def test_a_sweep_over_seeds_alone_shows_each_and_their_mean(folder):
+    record = read_json(folder / "guidance/summary/scores.json")
+    points = record["points"][:2]
+    means = over_seeds(points, record["varied"], SCORES)
+    write_json(folder / "guidance/summary/scores.json", {**record, "points": points, "over_seeds": means})
+    seal(folder / "guidance/summary", "sweep", ["scores.json"], {}, {}, record)
+    (found,) = sweeps(gather(folder))
+    assert [column.title for column in found.table.columns] == ["seed", "FD[net] ↓", "class consistency ↑"]
+    cells = [tuple(row.cells[:2]) for row in found.table.rows]
+    assert cells == [("0", "10.00"), ("1", "11.00"), ("mean", "10.50 ± 0.71")]
 
 
 def test_points_that_are_done_are_told_of_by_the_summary_alone(folder):

@@ -14,6 +14,7 @@ from codeprior.report.pictures import plot
 from codeprior.sweep import SCORES
 from codeprior.sweep.summary import axis_title, curves
 
+MEAN = "mean"
 _SHARES = ("class_consistency", "precision", "recall")
 
 
@@ -41,16 +42,27 @@ def _sweep(findings: Findings, manifest: Manifest) -> Sweep:
 
 
 def _table(record: dict[str, Any]) -> Table:
-    """A row for each combination, means and deviations where several seeds were tried."""
-    rows, scores = record.get("over_seeds", record["points"]), record["scores"]
-    settings = [name for name in (*record["varied"], "n_seeds") if any(row.get(name) is not None for row in rows)]
+    """A row for each combination, over its seeds if there are several; of seeds alone one for each, and their mean."""
+    means, scores = record.get("over_seeds", []), record["scores"]
+    rows = [*record["points"], *means] if len(means) == 1 else means or record["points"]
+    settings = [name for name in record["varied"] if len({row.get(name, MEAN) for row in rows}) > 1]
     columns = [Column(name, numeric=name not in ("checkpoint", "method")) for name in settings]
     columns += [Column(_title(name)) for name in scores]
     cells = [
-        [*(_setting(name, row[name]) for name in settings), *(_score(name, row) for name in scores)] for row in rows
+        [*(_setting(name, row.get(name, MEAN)) for name in settings), *(_score(name, row) for name in scores)]
+        for row in rows
     ]
-    note = "± is the standard deviation over seeds." if "over_seeds" in record else "One seed."
-    return Table(columns, [Row(line) for line in cells], note).without_empty_columns()
+    return Table(columns, [Row(line) for line in cells], _note(means)).without_empty_columns()
+
+
+def _note(means: list[dict[str, Any]]) -> str:
+    """What the deviations are of."""
+    if not means:
+        return "± is the bootstrap's over images; one seed."
+    numbers = sorted({row["n_seeds"] for row in means})
+    n_seeds = " to ".join(str(number) for number in dict.fromkeys((numbers[0], numbers[-1])))
+    over_seeds = f"± is the standard deviation over {n_seeds} seeds"
+    return f"{over_seeds}; beside a single one, the bootstrap's over images." if len(means) == 1 else f"{over_seeds}."
 
 
 def _title(name: str) -> str:
