@@ -188,6 +188,7 @@ def likelihoods(names: Names) -> Table:
     """How likely held-out codes are to each model, by each way of choosing a token of a cluster."""
     columns = [
         Column("Held-out codes", "to", numeric=False),
+        Column("Codes", numeric=False),
         Column("Nats per token ↓", "token picked uniformly"),
         Column("Nats per token ↓", "picked by usage"),
         Column("Nats per token ↓", "picked by a second stage"),
@@ -197,10 +198,13 @@ def likelihoods(names: Names) -> Table:
         Column("Views"),
     ]
     rows = []
-    for manifest in names.in_order("likelihood"):
-        r = manifest.results
+    manifests = names.in_order("likelihood")
+    stores = {manifest.inputs.get("codes") for manifest in manifests}
+    for manifest in manifests:
+        r, store = manifest.results, names.findings.source(manifest, "codes")
         cells = [
             names.label(manifest),
+            names.findings.place(store.folder) if store and len(stores) > 1 else NONE,
             number(r["nats_per_token"], 3, r.get("nats_per_token_se")),
             number(r.get("nats_per_token_by_usage"), 3),
             number(r.get("nats_per_token_refined"), 3),
@@ -210,7 +214,7 @@ def likelihoods(names: Names) -> Table:
             count(r["n_views"]),
         ]
         rows.append(Row(cells, names.color(manifest)))
-    floors = {number(m.results["unigram_nats_per_token"], 3) for m in names.in_order("likelihood")}
+    floors = {number(m.results["unigram_nats_per_token"], 3) for m in manifests}
     note = (
         "± is the standard error over images. A model that knew the codes' frequencies alone would need "
         f"{', '.join(sorted(floors))} nats per token."
