@@ -358,7 +358,7 @@ WRONG = {
         "by its names it is taming, whose codebook `extract` reads; those that can are LlamaGen's",
     ),
     "anything": (lambda: {"fc.weight": torch.zeros(2, 2)}, {}, "its names are unknown here"),
-    "no such wrapper": (vq_weights, {"wrapper": "ema"}, "has no 'ema' around its weights; it has model, none"),
+    "no such wrapper": (vq_weights, {"wrapper": "ema"}, "has no 'ema' around its weights; it has model$"),
 }
 
 

@@ -74,7 +74,7 @@ def recognise(checkpoint: Checkpoint, given: Given) -> Original:
     """
     scopes = [scope for scope in checkpoint.scopes if given.wrapper in (None, scope.wrapper)]
     if not scopes:
-        found = ", ".join(scope.wrapper or "none" for scope in checkpoint.scopes)
+        found = ", ".join(scope.wrapper for scope in checkpoint.scopes if scope.wrapper) or "none"
         raise InputError(f"{checkpoint.source} has no {given.wrapper!r} around its weights; it has {found}")
     for scope in scopes:
         shapes = _shapes(scope)

@@ -179,11 +179,18 @@ def read_ahead(read: Callable[[range], Read], run: range, group: int) -> Iterato
 def in_order(
     pool: ThreadPoolExecutor, work: Callable[[Item], Read], items: Iterable[Item], n_ahead: int
 ) -> Iterator[Read]:
-    """Results in the order of the items, of which threads work on up to `n_ahead` more while one is waited for."""
+    """Results in the order of the items, of which threads work on up to `n_ahead` more while one is waited for.
+
+    Whoever stops early, or is stopped, waits only for what threads have begun.
+    """
     coming: deque[Future[Read]] = deque()
-    for item in items:
-        coming.append(pool.submit(work, item))
-        if len(coming) > n_ahead:
+    try:
+        for item in items:
+            coming.append(pool.submit(work, item))
+            if len(coming) > n_ahead:
+                yield coming.popleft().result()
+        while coming:
             yield coming.popleft().result()
-    while coming:
-        yield coming.popleft().result()
+    finally:
+        for future in coming:
+            future.cancel()
