@@ -18,6 +18,7 @@ from PIL import Image
 
 from codeprior.artifact import digest_file
 from codeprior.cli import main, parse
+from codeprior.clustering.methods import METHODS
 from recorded import inception_images, write_inception
 
 ROOT = Path(__file__).parent.parent
@@ -99,6 +100,29 @@ def test_the_commands_of_the_page_on_codes_run_in_order(tmp_path, monkeypatch, c
     from codeprior.codes import CodeStore
 
     assert (CodeStore.open("runs/codes").codes == CodeStore.open("runs/again").codes).all()
+
+
+def test_the_page_on_clustering_runs_in_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    vectors = torch.from_numpy(rng.normal(size=(1024, 8)).astype(np.float32))
+    names = {"quantize.embedding.weight": vectors, "decoder.conv_blocks.0.res.0.norm1.weight": torch.ones(4)}
+    torch.save({"model": names}, "vq_ds16_c2i.pt")
+    np.save("counts.npy", rng.poisson(3, 1024))
+    page = ROOT / "docs" / "clustering.md"
+    for argv in commands(page):
+        main(argv)
+    assert "are never used" in capsys.readouterr().err
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    found: dict[str, np.ndarray] = {}
+    exec(block, found)
+    assert len(set(found["labels"])) == 512
+    assert {path.name for path in (tmp_path / "runs" / "plots").iterdir()} == {
+        "curve.png",
+        "dendrogram.png",
+        "sizes.png",
+    }
+    assert set(METHODS) == set(re.findall(r"^\| `(\w[\w+-]*)` \|", page.read_text(), flags=re.MULTILINE))
 
 
 def test_the_commands_of_the_page_on_objectives_run_in_order(tmp_path, monkeypatch):
