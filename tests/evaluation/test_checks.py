@@ -1,7 +1,9 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from codeprior.errors import InputError
 from codeprior.evaluation.checks import (
@@ -14,7 +16,7 @@ from codeprior.evaluation.checks import (
 )
 from codeprior.evaluation.extraction import Judged
 from codeprior.evaluation.scores import Space
-from codeprior.evaluation.sources import Images, Source
+from codeprior.evaluation.sources import Images, Source, open_source
 from codeprior.evaluation.statistics import Gaussian
 
 STANDARD, OTHER = Space("inception", "a", is_standard=True), Space("cnn", "b")
@@ -67,6 +69,14 @@ def test_equal_files_and_scaled_images_are_warned_of() -> None:
     scaled = Source("folder", "folder", Images(10, 256, lambda rows: rows, is_scaled=True))
     (warning,) = reference_warnings(SAMPLES, scaled, "generation")
     assert "are cut to squares (ADM's centre crop) and scaled" in warning
+
+
+@pytest.mark.parametrize(("suffix", "is_told_of"), [("JPEG", True), ("jpg", True), ("png", False)])
+def test_samples_that_were_compressed_are_warned_of(suffix: str, is_told_of: bool, tmp_path: Path) -> None:
+    for name in ("0.png", f"1.{suffix}"):
+        Image.new("RGB", (256, 256)).save(tmp_path / name)
+    warnings = reference_warnings(open_source(str(tmp_path)), VIRTUAL, "generation")
+    assert [warning.partition(",")[0] for warning in warnings] == [f"{tmp_path.name} holds JPEG files"] * is_told_of
 
 
 def test_images_of_another_size_are_refused() -> None:

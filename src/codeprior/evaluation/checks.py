@@ -59,6 +59,8 @@ def reference_warnings(samples: Source, reference: Source, task: Task) -> list[s
         found.append(
             f"the images of {reference.name} are cut to squares (ADM's centre crop) and scaled to the samples'"
         )
+    if samples.images is not None and samples.images.is_jpeg:
+        found.append(f"{samples.name} holds JPEG files, whose compression changes scores; write PNG or .npz")
     return [warning for warning in found if warning is not None]
 
 

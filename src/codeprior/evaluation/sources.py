@@ -26,6 +26,7 @@ from codeprior.npz import MappedNpz
 
 SAMPLES, REFERENCE = "samples.npz", "reference.npz"
 NOTE = "codeprior"  # the key of what our own files say of themselves, as JSON
+_JPEG = (".jpg", ".jpeg")
 _FILES_OF = {"samples": SAMPLES, "reference": REFERENCE}
 _STATISTICS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
@@ -39,6 +40,8 @@ class Images:
     read: Callable[[np.ndarray], np.ndarray] = field(repr=False)
     is_scaled: bool = False
     """Whether they are cut to squares and scaled on the way, in a manner that others may not share."""
+    is_jpeg: bool = False
+    """Whether some were compressed after they had been made."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,7 +266,8 @@ def _open_files(folder: Path, files: list[Path]) -> Source:
         return np.stack([_read_file(files[int(row)]) for row in rows])
 
     digest = digest_json([[path.relative_to(folder).as_posix(), path.stat().st_size] for path in files])
-    return Source(folder.name, digest, Images(len(files), sizes[0][0], read))
+    is_jpeg = any(path.suffix.lower() in _JPEG for path in files)
+    return Source(folder.name, digest, Images(len(files), sizes[0][0], read, is_jpeg=is_jpeg))
 
 
 def _size_of(path: Path) -> tuple[int, int]:
