@@ -21,6 +21,7 @@ from codeprior.prior import CodebookPrior, is_prior_file
 from codeprior.progress import Meter
 
 _SAMPLE = 2048  # codes whose nearest neighbour is sought
+_BLOCK = 2048  # codes whose distances to these are held at a time
 _NEIGHBOURS = 10
 _ALL_PAIRS = 32_768  # codes whose distances are all looked at: a few seconds
 _BRIEF = ("kind", "n_codes", "method", "n_clusters", "largest_cluster", "singletons", "dead_codes", "time_s")
@@ -99,7 +100,7 @@ def describe_codebook(codebook: Codebook, counts: np.ndarray | None = None) -> d
     space = codebook.space
     norms = np.linalg.norm(codebook.vectors, axis=1)
     chosen = np.unique(np.linspace(0, len(space) - 1, min(_SAMPLE, len(space))).astype(np.int64))
-    nearest = np.array([_distances(space, code).min(initial=np.inf) for code in chosen])
+    nearest = _nearest(space, chosen)
     low, middle, high = np.quantile(nearest, [0.05, 0.5, 0.95]) if len(space) > 1 else (np.nan,) * 3
     return {
         "n_codes": len(codebook),
@@ -116,6 +117,17 @@ def describe_codebook(codebook: Codebook, counts: np.ndarray | None = None) -> d
         "nearest_distance_95%": float(high),
         "digest": codebook.digest,
     }
+
+
+def _nearest(space: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Distance of each chosen code to the nearest other one: (C,), infinite where there is no other."""
+    nearest = np.full(len(chosen), np.inf)
+    for start in range(0, len(space), _BLOCK):
+        sqdist = squared_distances(space[chosen], space[start : start + _BLOCK])
+        own = (chosen >= start) & (chosen < start + _BLOCK)
+        sqdist[own, chosen[own] - start] = np.inf
+        nearest = np.minimum(nearest, sqdist.min(axis=1))
+    return np.sqrt(nearest)
 
 
 def _distances(space: np.ndarray, code: int) -> np.ndarray:
