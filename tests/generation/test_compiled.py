@@ -1,3 +1,4 @@
+import copy
 import shutil
 
 import pytest
@@ -11,7 +12,7 @@ from codeprior.generation.sequence import generate
 
 
 def greedy(model, classes, engine):
-    uniforms = torch.zeros(3, 16, dtype=torch.float64)
+    uniforms = torch.zeros(3, 16, dtype=torch.float64, device=classes.device)
     return generate(model, classes, uniforms, Decoding(top_k=1), Guidance(4.0, interval=5), engine=engine)
 
 
@@ -41,6 +42,18 @@ def test_a_step_is_traced_once_a_window_and_branch_and_never_again_for_another_b
     other = greedy(original, recorded["classes"].flip(0), engine)
     assert torch.equal(other, tokens.flip(0))
     assert (engine._cache.keys.data_ptr(), len(traced)) == (place, n_traced)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_captured_graphs_decode_as_llamagen_does(original, recorded, monkeypatch):
+    monkeypatch.setattr(compiled, "_SMALLEST_WINDOW", 5)
+    model, engine = copy.deepcopy(original).cuda(), CompiledEngine()
+    for _ in range(3):  # compiled, captured, replayed
+        tokens = greedy(model, recorded["classes"].cuda(), engine)
+        assert torch.equal(tokens.cpu(), recorded["greedy_cfg_4.0_interval_5"])
+    assert engine._step is not compiled.step  # it did not fall back
 
 
 def test_a_cache_is_used_again_only_where_it_fits(original, recorded):
