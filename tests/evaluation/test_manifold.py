@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+import torch
 
 from codeprior.errors import InputError
 from codeprior.evaluation import manifold
+from codeprior.evaluation.adm import precision_and_recall_float16
 from codeprior.evaluation.manifold import precision_and_recall
 
 
@@ -37,6 +39,18 @@ def test_precision_and_recall_equal_the_definition(kind, tile, spare, monkeypatc
     elif kind == "far from the origin":
         reference, samples = reference + 1000, samples + 1000
     assert precision_and_recall(reference, samples, 3) == pytest.approx(brute_force(reference, samples, 3), abs=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("measure", [precision_and_recall, precision_and_recall_float16])
+def test_precision_and_recall_are_the_same_on_a_cuda_device(measure):
+    generator = np.random.default_rng(0)
+    reference = generator.normal(size=(3000, 64)).astype(np.float32)
+    samples = np.round(0.9 * generator.normal(size=(5000, 64)) + 0.1, 1).astype(np.float32)
+    expected = measure(reference, samples)
+    tolerance = 0 if measure is precision_and_recall else 2e-3  # sums are rounded to float16 in another order
+    assert measure(reference, samples, device="cuda") == pytest.approx(expected, abs=tolerance)
 
 
 def test_equal_sets_have_precision_and_recall_of_one():
