@@ -210,13 +210,13 @@ class _Evaluation:
         n_reference = len(reference) or reference.source.note.get("n_images")
         results |= {"n_samples": len(samples) or samples.source.n_images, "n_reference": n_reference}
         if baseline is not None:
-            said = f"{len(baseline)} images of {baseline.source.name} against the same reference"
+            said = f"{len(baseline):,} images of {baseline.source.name} against the same reference"
             results |= self._real_results(baseline, reference, said, generator)
         elif self._halves_reference:
             order = generator.permutation(len(reference))
             half = len(reference) // 2
             other, against = reference.take(order[:half]), reference.take(order[half:])
-            said = f"{len(other)} images of the reference against its other {len(against)}"
+            said = f"{len(other):,} images of the reference against its other {len(against):,}"
             results |= self._real_results(other, against, said, generator)
         warnings = [
             *self.reference_warnings,
