@@ -10,6 +10,7 @@ from pathlib import Path
 from codeprior.artifact import write_atomically
 
 METRICS = "metrics.jsonl"
+SNAPSHOTS = "snapshots"
 
 
 class MetricsLog:

@@ -76,6 +76,8 @@ class TrainConfig(MakeConfig):
     """Held-out images to validate on, at most."""
     validate_every: int = 100
     """Steps between validations."""
+    snapshot_every: int = field(default=0, metadata=NOT_IDENTITY)
+    """Steps between checkpoints that stay, snapshots/00005000 and the like, for `sample` and `sweep`; 0 makes none."""
     sample_every: int = field(default=0, metadata=NOT_IDENTITY)
     """Steps between pictures of what the model makes, previews/00000100.png and the like; 0 makes none."""
     tokenizer: Path | None = field(default=None, metadata=NOT_IDENTITY)
@@ -101,7 +103,8 @@ class TrainConfig(MakeConfig):
         super().__post_init__()
         require_positive(self, "steps", "batch_size", "lr", "grad_clip", "heldout_images")
         require_positive(self, "validate_every", "checkpoint_every", "keep", "cfg_scale")
-        require(self.sample_every >= 0, f"sample_every must be 0 (never) or more, got {self.sample_every}")
+        for name in ("sample_every", "snapshot_every"):
+            require(getattr(self, name) >= 0, f"{name} must be 0 (never) or more, got {getattr(self, name)}")
         require(
             (self.sample_every > 0) == (self.tokenizer is not None),
             "sample_every and tokenizer go together: pictures are made every so many steps, decoded by the tokenizer",

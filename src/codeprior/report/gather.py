@@ -13,6 +13,7 @@ from typing import Any
 from codeprior.artifact import MANIFEST, UNFINISHED, Manifest, digest_array, read_json, read_manifest
 from codeprior.errors import InputError
 from codeprior.prior import CodebookPrior, is_prior_file
+from codeprior.runlog import METRICS, SNAPSHOTS
 from codeprior.sweep import POINT
 
 _TENSORS = ".safetensors"
@@ -103,7 +104,7 @@ def gather(folder: Path) -> Findings:
 def _files(folder: Path) -> list[Path]:
     """The files of ours below a folder, by their depth and path; links to folders are followed, each folder once.
 
-    The points of a sweep that are done are left out: the sweep's summary tells of them.
+    The points of a sweep that are done are left out, since the sweep's summary tells of them, and snapshots of a run.
     """
     found: list[Path] = []
     seen: set[str] = set()
@@ -112,6 +113,8 @@ def _files(folder: Path) -> list[Path]:
             folders.clear()
             continue
         inside = [name for name in sorted(folders) if not name.startswith(".")]
+        if METRICS in names and SNAPSHOTS in inside:
+            inside.remove(SNAPSHOTS)
         folders[:] = [name for name in inside if os.path.realpath(Path(place, name)) not in seen]
         seen.update(os.path.realpath(Path(place, name)) for name in folders)
         found += [Path(place, name) for name in names if name in (MANIFEST, UNFINISHED) or name.endswith(_TENSORS)]
@@ -120,7 +123,7 @@ def _files(folder: Path) -> list[Path]:
 
 def read_metrics(manifest: Manifest) -> list[dict[str, Any]]:
     """The lines of a checkpoint's `metrics.jsonl`, a log; none if it has no such file."""
-    path = manifest.path("metrics.jsonl")
+    path = manifest.path(METRICS)
     if not path.exists():
         return []
     lines = []

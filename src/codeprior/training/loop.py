@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from codeprior.artifact import Workspace
+from codeprior.artifact import Workspace, seal
 from codeprior.checkpoint import Checkpoint, CheckpointConfig, save_checkpoint
 from codeprior.codes import CodeStore
 from codeprior.config import TrainConfig
@@ -33,7 +35,7 @@ from codeprior.objectives import Objective, build, resolve_objective
 from codeprior.prior import CodebookPrior
 from codeprior.progress import announce, track
 from codeprior.randomness import generator
-from codeprior.runlog import METRICS, MetricsLog
+from codeprior.runlog import METRICS, SNAPSHOTS, MetricsLog
 from codeprior.sanity import sanity, sentence, warnings
 from codeprior.states import States, state_tensors, step_of
 from codeprior.training import optimizer
@@ -195,6 +197,8 @@ class Run:
                 self._validate(self.inputs.heldout)
             if config.sample_every and (step % config.sample_every == 0 or last):
                 self._preview()
+            if config.snapshot_every and step % config.snapshot_every == 0 and not last:
+                self._snapshot()
             stop = team.largest(interruption.signal)
             if not last and (stop or step % config.checkpoint_every == 0):
                 self._save()
@@ -302,15 +306,36 @@ class Run:
         done = f"{name}: stopped after step {self.record.step}, whose state is saved"
         raise StoppedError(f"{done}; run the same command again to continue", code)
 
-    def _write(self) -> None:
-        """Write the checkpoint; the states that led to it go."""
+    def _snapshot(self) -> None:
+        """Keep what there is at this step as a checkpoint of its own."""
+        save, step = self._saver(), self.record.step
+
+        def write() -> None:
+            folder = self.config.output / SNAPSHOTS / f"{step:08d}"
+            begun = folder.with_name(f".{folder.name}.partial")
+            shutil.rmtree(begun, ignore_errors=True)
+            settings = {**self.config.settings(), "steps": step}
+            seal(
+                begun, Checkpoint.kind, save(begun), settings, self.inputs.digests, self._results(), self.record.time_s
+            )
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that went on from an older state
+            begun.rename(folder)
+
+        self.team.main_does(write)
+
+    def _saver(self) -> Callable[[Path], list[str]]:
+        """What writes the weights as they are now, and their average, into a folder; gives the names of the files."""
         weights = self.team.whole(self.model.state_dict())
         average = None if self.averaged is None else self.team.whole(self.averaged.state_dict())
+        return lambda folder: save_checkpoint(folder, weights, self._description(), self._kept_prior, average)
+
+    def _write(self) -> None:
+        """Write the checkpoint; the states that led to it go."""
+        save = self._saver()
 
         def write() -> None:
             assert self.workspace is not None
-            files = save_checkpoint(self.config.output, weights, self._description(), self._kept_prior, average)
-            self.workspace.finish(files, self._results())
+            self.workspace.finish(save(self.config.output), self._results())
             self.states.clear()
 
         self.team.main_does(write)
@@ -334,14 +359,15 @@ class Run:
 
     def _results(self) -> dict[str, Any]:
         prior = self.objective.prior
-        images_per_s = self.config.steps * self.config.batch_size / self.record.time_s
+        record = self.record
+        images_per_s = record.step * self.config.batch_size / (record.time_s + record.window_time_s)
         return {
             "objective": self.objective.name,
             "method": None if prior is None else prior.method,
             "vocab_size": self.model.config.vocab_size,
             **self.sanity,
-            f"train_{self.objective.loss_unit}": self.record.train_nats,
-            f"heldout_{self.objective.unit}": self.record.heldout_nats,
+            f"train_{self.objective.loss_unit}": record.train_nats,
+            f"heldout_{self.objective.unit}": record.heldout_nats,
             "images_per_s": round(images_per_s, 1),
             "precision": self.precision,
             "codebook_digest": self.inputs.codes.codebook_digest,
