@@ -1,12 +1,13 @@
 """Training steps: ours beside LlamaGen's and IAR's own model and step, same sizes, same machine, in turn.
 
-Run: python benchmarks/bench_training.py [--llamagen LLAMAGEN] [--iar IAR] [--precision fp32 bf16] [--repeats 7]
+Run: python benchmarks/bench_training.py [--llamagen LLAMAGEN] [--iar IAR] [--precision fp32 bf16] [--repeats 4]
 
 LLAMAGEN and IAR are copies of https://github.com/FoundationVision/LlamaGen and https://github.com/sjtuplayer/IAR;
 without them only our rows are measured. A step is forward, loss, backward, clipping and fused AdamW, dropout on, with
 the loss read at the end. Theirs is their model and the lines of their loop, without the demand for CUDA; IAR's loop
 gives its model an argument that it does not take, which is left out. Ours is what `codeprior train` does. Codes are
-random. Memory is measured in a process for each side: the most that a step takes over what is held between steps.
+random. Each side has processes of its own, in turn. Memory is the most that the first two steps hold over what the
+process held before them: activations, gradients and the optimizer's moments.
 
 On a GPU: --device cuda --compile --precision bf16 --batch-size 32, with --model GPT-L too; its rows say the share of
 the device's peak (MFU), and stand in the result file under a name of their own.
@@ -15,8 +16,8 @@ the device's peak (MFU), and stand in the result file under a name of their own.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
+import json
 import os
 import sys
 import tempfile
@@ -38,6 +39,7 @@ from codeprior.training.logs import flops_per_image, peak_tflops
 from codeprior.training.loop import Run, scoped
 
 VOCABULARY, N_CLASSES, GRID, N_CLUSTERS = 16384, 1000, 16, 128
+ROUNDS = 2  # each side gets processes of its own: what it asks of the allocator is its own affair
 DIGEST = "sha256:" + "0" * 64
 Step = Callable[[], float]
 
@@ -148,26 +150,27 @@ def load_originals(root: Path) -> dict[str, Callable[..., torch.nn.Module]]:
     return models
 
 
-def sides(bench: Bench, precision: str) -> dict[str, Step]:
-    """The steps to compare, by name."""
-    options = bench.options
-    found = {"ours token": bench.ours("token", precision), "ours iar": bench.ours("iar", precision)}
-    if options.llamagen:
-        found["llamagen"] = bench.theirs("token", precision)
-    if options.iar:
-        found["iar"] = bench.theirs("iar", precision)
-    return found
+def sides(options: argparse.Namespace) -> list[str]:
+    """What to compare, by name."""
+    theirs = {"llamagen": options.llamagen, "iar": options.iar}
+    return ["ours token", "ours iar", *(name for name, root in theirs.items() if root)]
+
+
+def one_side(bench: Bench, name: str, precision: str) -> Step:
+    """The step of that name."""
+    kind = "iar" if "iar" in name else "token"
+    return bench.ours(kind, precision) if name.startswith("ours") else bench.theirs(kind, precision)
 
 
 def measure(bench: Bench, precision: str) -> dict[str, Any]:
-    """Time all sides in turn; ratios of medians."""
+    """Time all sides in turn, each in processes of its own; ratios of medians."""
     options = bench.options
-    steps = sides(bench, precision)
-    for step in steps.values():
-        first, second = step(), step()
-        assert np.isfinite(first), "the first loss"
-        assert np.isfinite(second), "the second loss"
-    times = interleaved(steps, options.repeats)
+    names = sides(options)
+    times: dict[str, list[float]] = {}
+    for _ in range(ROUNDS):
+        for name in names:
+            for clock, seconds in in_a_process(__file__, *arguments(options, precision), "--time", name).items():
+                times.setdefault(clock, []).extend(seconds)
     n_tokens = options.batch_size * GRID**2
     flops = options.batch_size * flops_per_image(bench_model_config(bench))
     device = torch.device(options.device)
@@ -176,18 +179,18 @@ def measure(bench: Bench, precision: str) -> dict[str, Any]:
     row |= {"batch": f"{options.batch_size} x {GRID**2}", "threads": torch.get_num_threads(), "times_s": times}
     if device.type == "cuda":
         row["device"] = torch.cuda.get_device_name(device)
-    for name in steps:
+    for name in names:
         row[f"{name} tokens_per_s"] = round(n_tokens / median(times[name]), 1)
         row[f"{name} gflops_per_s"] = round(flops / median(times[name]) / 1e9, 1)
         if peak is not None:
             row[f"{name} mfu"] = round(flops / median(times[name]) / 1e12 / peak, 3)
     for ours, theirs in (("ours token", "llamagen"), ("ours iar", "iar")):
-        if theirs in steps:
+        if theirs in names:
             row[f"{ours} times faster"] = round(median(times[theirs]) / median(times[ours]), 3)
             row[f"{ours} times faster, cpu"] = round(median(times[f"{theirs} cpu"]) / median(times[f"{ours} cpu"]), 3)
     row["iar over token, ours"] = round(median(times["ours iar"]) / median(times["ours token"]), 3)
-    for name in steps:
-        row[f"{name} peak_bytes"] = in_a_process(__file__, *arguments(options, precision), "--memory-of", name)[
+    for name in names:
+        row[f"{name} peak_bytes"] = in_a_process(__file__, *arguments(options, precision), "--memory", name)[
             "peak_bytes"
         ]
     return row
@@ -208,20 +211,30 @@ def arguments(options: argparse.Namespace, *precisions: str) -> list[str]:
     return [*flags, *(["--compile"] if options.compile else []), "--precision", *precisions]
 
 
+def print_times(bench: Bench, name: str, precision: str) -> None:
+    """Seconds of one side's steps, after two that count for nothing."""
+    step = one_side(bench, name, precision)
+    assert np.isfinite([step(), step()]).all(), "the first losses"
+    print(json.dumps(interleaved({name: step}, bench.options.repeats)))
+
+
 def print_memory(bench: Bench, name: str, precision: str) -> None:
-    """One side's second step, over what is held after the first: the optimizer's moments are there by then."""
-    kind = "iar" if "iar" in name else "token"
-    step = bench.ours(kind, precision) if name.startswith("ours") else bench.theirs(kind, precision)
-    step()
+    """What one side's first two steps take."""
+    step = one_side(bench, name, precision)
+
+    def steps() -> None:
+        step()
+        step()
+
     on_gpu = torch.device(bench.options.device).type == "cuda"
-    print(f'{{"peak_bytes": {peak_on_gpu(step) if on_gpu else peak_over_now(step)}}}')
+    print(json.dumps({"peak_bytes": peak_on_gpu(steps) if on_gpu else peak_over_now(steps)}))
 
 
-def peak_on_gpu(step: Step) -> int:
-    """How far a step's tensors rose above those that were held before it, in bytes."""
+def peak_on_gpu(function: Callable[[], object]) -> int:
+    """How far tensors rise above those that were held before a call, in bytes."""
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    step()
+    function()
     return torch.cuda.max_memory_allocated() - before
 
 
@@ -232,19 +245,22 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--model", default="GPT-B")
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=4, help=f"timed steps of each of {ROUNDS} processes a side")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="compile all sides, ours block by block")
-    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    parser.add_argument("--memory", metavar="SIDE", help=argparse.SUPPRESS)  # weigh one side, in a process of its own
+    parser.add_argument("--time", metavar="SIDE", help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ["CODEPRIOR_PROGRESS"] = "0"
     with tempfile.TemporaryDirectory() as root:
         bench = Bench(make_codes(Path(root), max(64, options.batch_size)), options)
-        if options.memory_of:
-            print_memory(bench, options.memory_of, options.precision[0])
+        if options.memory:
+            print_memory(bench, options.memory, options.precision[0])
             return
-        with contextlib.redirect_stdout(sys.stderr):  # the originals print
-            rows = [measure(bench, precision) for precision in options.precision]
+        if options.time:
+            print_times(bench, options.time, options.precision[0])
+            return
+        rows = [measure(bench, precision) for precision in options.precision]
     for row in rows:
         print("\n".join(f"{name:32}{value}" for name, value in row.items() if name != "times_s"))
     if options.llamagen or options.iar:

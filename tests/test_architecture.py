@@ -32,7 +32,7 @@ ORDER = [
     "prior",
     "push",
     "rearrangement",
-    "plots",
+    "plots.",
     "embedded",
     "crops",
     "images",

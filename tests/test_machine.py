@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,3 +29,24 @@ def test_a_codebook_larger_than_memory_is_one_sentence(monkeypatch, tmp_path):
 def test_where_the_system_does_not_say_nothing_is_refused(monkeypatch):
     monkeypatch.setattr(machine, "available_bytes", lambda: None)
     machine.require_memory(2**80, "a dream")
+
+
+def test_freed_memory_is_kept_and_costs_no_second_first_touch():
+    script = """
+import resource, sys, torch
+from codeprior.machine import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(1 << 24)  # 64 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+    kept, plain = (
+        int(subprocess.run([sys.executable, "-c", script, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("keep", "plain")
+    )
+    assert kept < plain / 10

@@ -12,7 +12,7 @@ from codeprior.generation.decoding import Decoding
 from codeprior.generation.guidance import Guidance
 from codeprior.generation.sequence import generate
 from codeprior.losses import cross_entropy_nats
-from codeprior.model import DropPath, ModelConfig, Transformer, model_config, rotate, rotation_table
+from codeprior.model import Dropout, DropPath, ModelConfig, Transformer, model_config, rotate, rotation_table
 from codeprior.tensors import on_meta
 from recorded import rebuild
 
@@ -198,6 +198,34 @@ def test_dropout_acts_in_training_alone():
     classes, tokens = torch.tensor([0, 1]), torch.zeros(2, 3, dtype=torch.int64)
     assert torch.equal(model.eval()(classes, tokens), model(classes, tokens))
     assert not torch.equal(model.train()(classes, tokens), model(classes, tokens))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99999])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_keeps_its_share_and_the_sum_scaled_alike_back_and_forth(share, dtype):
+    torch.manual_seed(0)
+    x = torch.ones(3, 1001, 67, dtype=dtype, requires_grad=True)
+    y = Dropout(share)(x)
+    y.sum().backward()
+    kept = y != 0
+    deviation = (share * (1 - share) / x.numel()) ** 0.5
+    assert abs(kept.double().mean() - (1 - share)) < 5 * deviation + 2**-16  # the bits' resolution
+    assert torch.equal(y[kept], y[kept][:1].expand_as(y[kept]))
+    torch.testing.assert_close(
+        float(y.max()), 1 / (1 - min(round(share * 2**16), 2**16 - 1) / 2**16), rtol=1e-2, atol=0
+    )
+    assert torch.equal(x.grad, y.detach())
+
+
+def test_what_dropout_leaves_out_is_drawn_anew_by_the_seed_alone():
+    def drawn(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return Dropout(0.5)(torch.ones(64, 64))
+
+    assert torch.equal(drawn(0), drawn(0))
+    assert not torch.equal(drawn(0), drawn(1))
+    flat = drawn(0).flatten()
+    assert abs(torch.corrcoef(torch.stack([flat[:-1], flat[1:]]))[0, 1]) < 0.1
 
 
 def test_drop_path_grows_over_the_layers_and_takes_the_place_of_dropout():

@@ -127,16 +127,20 @@ def test_the_upper_tree_is_the_end_of_the_linkage(n, shown, seed, data):
     x = np.random.default_rng(seed).normal(size=(n, 2))
     Z = average_linkage(x)
     shown = min(n, shown)
-    tree = plots._upper_tree(Z, shown)
+    tree = plots.tree._upper_tree(Z, shown)
     assert len(tree.leaves) == shown
     assert sum(tree.sizes) == n
     assert [tree.height[node] for node, _, _ in tree.merges] == Z[n - shown :, 2].tolist()
     k = data.draw(st.integers(1, shown))
     if k > 1:
         cut = (Z[n - k, 2] + (Z[n - k - 1, 2] if k < n else 0)) / 2
-        colours = plots._cluster_colours(tree, cut)
+        colours = plots.tree._cluster_colours(tree, cut)
         parent = {child: node for node, a, b in tree.merges for child in (a, b)}
-        tops = [node for node in tree.height if colours[node] != plots.GREY and colours[parent[node]] == plots.GREY]
+        tops = [
+            node
+            for node in tree.height
+            if colours[node] != plots.style.GREY and colours[parent[node]] == plots.style.GREY
+        ]
         assert len(tops) == k
         by_place = [colours[node] for node in sorted(tops, key=tree.x.get)]
         assert all(a != b for a, b in itertools.pairwise(by_place))
@@ -145,7 +149,7 @@ def test_the_upper_tree_is_the_end_of_the_linkage(n, shown, seed, data):
 def test_branches_of_a_deep_chain_are_laid_out_without_recursion():
     n = 3000
     chain = np.column_stack([np.r_[0, n : 2 * n - 2], np.arange(1, n), np.arange(1, n), np.arange(2, n + 1)])
-    assert len(plots._upper_tree(chain.astype(float), n).leaves) == n
+    assert len(plots.tree._upper_tree(chain.astype(float), n).leaves) == n
 
 
 def test_the_smallest_things_are_drawn_without_a_warning(tmp_path):
@@ -163,8 +167,8 @@ def test_smoothing_is_a_mean_that_fades_to_both_sides():
     steps, values = np.array([0.0, 1.0, 2.0, 5.0]), np.array([1.0, np.nan, 3.0, -2.0])
     fade = np.exp(-np.abs(steps[:, None] - steps[None, :]) / 1.5) * np.isfinite(values)
     expected = np.where(np.isfinite(values), fade @ np.nan_to_num(values) / fade.sum(axis=1), np.nan)
-    np.testing.assert_allclose(plots._exponential_mean(steps, values, 1.5), expected, rtol=1e-12)
-    np.testing.assert_array_equal(plots._exponential_mean(steps, values, 0), values)
+    np.testing.assert_allclose(plots.curves._exponential_mean(steps, values, 1.5), expected, rtol=1e-12)
+    np.testing.assert_array_equal(plots.curves._exponential_mean(steps, values, 0), values)
 
 
 def test_matplotlib_waits_for_the_first_picture_and_pyplot_is_never_needed():

@@ -56,7 +56,7 @@ def likelihood(config: LikelihoodConfig) -> dict[str, Any]:
     """
     shard, device = Shard.from_environment(), resolve_device(config.device)
     checkpoint = load_checkpoint(config.checkpoint, device, average=config.ema)
-    refiner = load_checkpoint(config.refine, device) if config.refine else None
+    refiner = None if config.refine is None else load_checkpoint(config.refine, device, average=config.ema)
     codes = CodeStore.open(config.codes)
     _check(checkpoint, refiner, codes)
     model = _Measure(checkpoint, refiner, device)

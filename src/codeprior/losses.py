@@ -307,7 +307,10 @@ class _Projected(torch.autograd.Function):
                     (grad,) = torch.autograd.grad(nats, logits)
                     grad = grad.to(dtype)
                     hidden_grad[rows] = grad @ weights
-                    projection_grad += grad.T @ narrow[rows]
+                    if dtype == projection_grad.dtype:
+                        projection_grad.addmm_(grad.T, narrow[rows])
+                    else:
+                        projection_grad += grad.T @ narrow[rows]
         ctx.save_for_backward(hidden_grad, projection_grad)
         ctx.hidden_dtype = hidden.dtype
         return total

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -103,6 +105,19 @@ def settings(tiny, stages, output, **names) -> SampleConfig:
 def test_stages_that_do_not_fit_are_refused(tiny, stages, tmp_path, names, message):
     with pytest.raises(InputError, match=message):
         sample(settings(tiny, stages, tmp_path / "samples", **names))
+    assert not (tmp_path / "samples").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"checkpoint": "token"}, "but token predicts tokens; leave it out"),
+        ({"checkpoint": "cluster", "refine": "refine"}, "but --refine chooses it; leave it out"),
+    ],
+)
+def test_a_pick_without_anything_to_pick_from_is_refused(tiny, stages, tmp_path, names, message):
+    with pytest.raises(InputError, match=message):
+        sample(replace(settings(tiny, stages, tmp_path / "samples", **names), pick="usage"))
     assert not (tmp_path / "samples").exists()
 
 

@@ -71,8 +71,11 @@ def chooser(checkpoint: Checkpoint, refiner: Checkpoint | None, pick: Pick, temp
     Raises
     ------
     InputError
-        If `refiner` is no second stage to this model, or the model generates nothing.
+        If `refiner` is no second stage to this model, the model generates nothing, or `pick` has nothing to pick from.
     """
+    if pick != "uniform" and (refiner is not None or checkpoint.prior is None):
+        predicted = "--refine chooses it" if refiner is not None else f"{checkpoint.config.objective} predicts tokens"
+        raise InputError(f"--pick {pick} chooses a token of a predicted cluster, but {predicted}; leave it out")
     if refiner is not None:
         check_refines(refiner, checkpoint)
         return _refiner(refiner, temperature)

@@ -30,6 +30,7 @@ from codeprior.codes import CodeStore
 from codeprior.config import TrainConfig
 from codeprior.device import resolve_precision
 from codeprior.errors import InputError, StoppedError
+from codeprior.machine import keep_freed_memory
 from codeprior.model import Transformer
 from codeprior.objectives import Objective, build, resolve_objective
 from codeprior.prior import CodebookPrior
@@ -385,9 +386,12 @@ def _check_finite(nats: float, step: int) -> None:
 def scoped(device: torch.device, grid: tuple[int, int]) -> Iterator[None]:
     """Leave torch's own random numbers and its choice of attention kernels as they were found.
 
-    On CPU, and for few tokens, plain matrix products beat the fused kernel, at bf16 twice and more.
+    On CPU, and for few tokens, plain matrix products beat the fused kernel, at bf16 twice and more. There the memory of
+    a step is kept for the next, to the end of the process.
     """
     plain = device.type == "cpu" and grid[0] * grid[1] <= _MATH_ATTENTION_TOKENS
+    if device.type == "cpu":
+        keep_freed_memory()
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext():
         yield
