@@ -18,8 +18,8 @@ ClusterForm = Literal["logsumexp", "mean", "logmeanexp"]
 # The logit of what is never predicted: its probability is exactly 0, and differences of it are finite.
 NEVER = -1e9
 
-# Logits that are held at a time by `projected`, 64 MB in float32.
-LOGITS_AT_ONCE = 1 << 24
+# Logits that are held at a time by `projected`, 64 MB in float32; on a CPU a quarter of them, to stay near the cache.
+LOGITS_AT_ONCE, _ON_CPU = 1 << 24, 1 << 22
 
 _RUNS = 32  # of positions whose clusters are neighbours, in `member_nats`
 
@@ -294,7 +294,8 @@ class _Projected(torch.autograd.Function):
         wanted = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         hidden_grad = torch.empty_like(narrow) if wanted else None
         projection_grad = torch.zeros_like(projection) if wanted else None
-        chunk = max(1, LOGITS_AT_ONCE // len(weights))
+        at_once = min(LOGITS_AT_ONCE, _ON_CPU) if device == "cpu" else LOGITS_AT_ONCE
+        chunk = max(1, at_once // len(weights))
         total = torch.zeros((), device=hidden.device)
         with torch.autocast(device, enabled=False):
             for start in range(0, len(targets), chunk):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from codeprior.errors import InputError
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def available_threads() -> int:
@@ -26,14 +26,14 @@ def available_bytes() -> int | None:
 
 
 def keep_freed_memory() -> None:
-    """Let this process reuse the memory that it frees in place of giving it back to the system.
+    """Let this process reuse memory that it frees, pieces of up to 32 MB, in place of giving it back to the system.
 
     The system hands memory out page by page, each zeroed at its first touch: a tenth of a training step on a CPU. It
     holds to the end of the process; where the allocator is not glibc's, nothing changes.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         mallopt(_M_TRIM_THRESHOLD, -1)
 
 
