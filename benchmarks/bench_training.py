@@ -6,8 +6,8 @@ LLAMAGEN and IAR are copies of https://github.com/FoundationVision/LlamaGen and 
 without them only our rows are measured. A step is forward, loss, backward, clipping and fused AdamW, dropout on, with
 the loss read at the end. Theirs is their model and the lines of their loop, without the demand for CUDA; IAR's loop
 gives its model an argument that it does not take, which is left out. Ours is what `codeprior train` does. Codes are
-random. Each side has processes of its own, in turn. Memory is the most that the first two steps hold over what the
-process held before them: activations, gradients and the optimizer's moments.
+random. Each side has processes of its own, in turn. Memory is the most that two steps hold over what the process held
+before there was a model: weights, moments, gradients and activations.
 
 On a GPU: --device cuda --compile --precision bf16 --batch-size 32, with --model GPT-L too; its rows say the share of
 the device's peak (MFU), and stand in the result file under a name of their own.
@@ -219,15 +219,15 @@ def print_times(bench: Bench, name: str, precision: str) -> None:
 
 
 def print_memory(bench: Bench, name: str, precision: str) -> None:
-    """What one side's first two steps take."""
-    step = one_side(bench, name, precision)
+    """What one side takes: its weights, two steps, and what these leave."""
 
-    def steps() -> None:
+    def everything() -> None:
+        step = one_side(bench, name, precision)
         step()
         step()
 
     on_gpu = torch.device(bench.options.device).type == "cuda"
-    print(json.dumps({"peak_bytes": peak_on_gpu(steps) if on_gpu else peak_over_now(steps)}))
+    print(json.dumps({"peak_bytes": peak_on_gpu(everything) if on_gpu else peak_over_now(everything)}))
 
 
 def peak_on_gpu(function: Callable[[], object]) -> int:

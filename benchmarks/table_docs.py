@@ -101,7 +101,7 @@ def losses_table(results: dict[str, Any]) -> Iterator[str]:
 
 def training_table(results: dict[str, Any]) -> Iterator[str]:
     """Rows of bench_training.py: each objective beside its original, a precision a line."""
-    titles = ("ours", "the original's", "times faster", "memory of a step", "the original's")
+    titles = ("ours", "the original's", "times faster", "memory in all", "the original's")
     yield f"| model and step | {' | '.join(titles)} |"
     yield _rule(len(titles) + 1)
     for row in results["rows"]:
