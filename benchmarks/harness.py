@@ -100,3 +100,21 @@ def write_results(name: str, command: str, rows: list[dict[str, Any]]) -> Path:
 
 def median(times: list[float]) -> float:
     return round(statistics.median(times), 4)
+
+
+def newest(benchmark: str, files: str = "*.json") -> tuple[Path, dict[str, Any]] | None:
+    """The newest result file, of those of a pattern, that holds a benchmark, and what it holds of it."""
+    for path in sorted(RESULTS.glob(files), reverse=True):
+        results = json.loads(path.read_text())
+        if benchmark in results:
+            return path, results[benchmark]
+    return None
+
+
+def publish(page: Path, updated: str) -> None:
+    """Write a page that has tables of results; with --check say instead if they are not those of the newest ones."""
+    if "--check" not in sys.argv:
+        page.write_text(updated)
+    elif updated != page.read_text():
+        script = Path(sys.argv[0]).name
+        raise SystemExit(f"the tables of {page} are not those of the newest results; run benchmarks/{script}")

@@ -5,13 +5,13 @@ Run: python benchmarks/table.py (or --check, which only says whether they are up
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from harness import RESULTS, newest, publish
+
 README, README_HERE = Path(__file__).parent.parent / "README.md", Path(__file__).parent / "README.md"
+TWO_CPUS = "*-cpu2.json"
 # Seconds that two cores need for what has to be done, as benchmarks/README.md counts it.
 LIMITS_S = {
     "16k-8-half": 0.02,
@@ -27,18 +27,9 @@ LIMITS_S = {
 }
 
 
-def newest(benchmark: str) -> tuple[Path, dict[str, Any]] | None:
-    """The newest result file of two CPU cores that holds a benchmark, and what it holds of it."""
-    for path in sorted(RESULTS.glob("*-cpu2.json"), reverse=True):
-        results = json.loads(path.read_text())
-        if benchmark in results:
-            return path, results[benchmark]
-    return None
-
-
 def table() -> str:
     """The rows as Markdown."""
-    measured = newest("linkage")
+    measured = newest("linkage", TWO_CPUS)
     if measured is None:
         raise SystemExit(f"no results of average linkage in {RESULTS}; run `make bench`")
     path, linkage = measured
@@ -46,7 +37,7 @@ def table() -> str:
     first_call = next(row for row in linkage["rows"] if row["name"] == "first-call")
     rows = [row for row in linkage["rows"] if "time_s" in row]
     sources = [f"{_link(path)}, made by `{linkage['command']}`"]
-    balanced = newest("balanced_kmeans")
+    balanced = newest("balanced_kmeans", TWO_CPUS)
     if balanced is not None:  # needs IAR's script, which not everybody has
         path, results = balanced
         rows.append(_middle(results["rows"]))
@@ -69,7 +60,7 @@ def table() -> str:
 
 def limits() -> str:
     """How far each row is from what has to be done, as Markdown."""
-    _, linkage = newest("linkage") or ("", {"rows": []})
+    _, linkage = newest("linkage", TWO_CPUS) or ("", {"rows": []})
     rows = [(row, LIMITS_S[row["name"]]) for row in linkage["rows"] if row["name"] in LIMITS_S]
     return "\n".join(
         [
@@ -127,12 +118,7 @@ def with_table(text: str, name: str, rows: str) -> str:
 
 def main() -> None:
     for page, name, rows in ((README, "benchmarks", table()), (README_HERE, "limits", limits())):
-        text = page.read_text()
-        updated = with_table(text, name, rows)
-        if "--check" not in sys.argv:
-            page.write_text(updated)
-        elif updated != text:
-            raise SystemExit(f"the table of {name} in {page} is not that of the newest result file; run table.py")
+        publish(page, with_table(page.read_text(), name, rows))
 
 
 if __name__ == "__main__":

@@ -7,27 +7,17 @@ What no result file has yet stays as it stands between its markers.
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from harness import newest, publish
+
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = ("evaluation.md", "objectives.md", "sampling.md", "training.md")
 MARKED = re.compile(r"(<!-- (?P<name>[\w ]+): begin -->\n)(?P<table>.*?)(<!-- (?P=name): end -->)", re.DOTALL)
 Table = Callable[[dict[str, Any]], Iterator[str]]
-
-
-def newest(name: str) -> tuple[Path, dict[str, Any]] | None:
-    """The newest results of that name, and their file."""
-    for path in sorted(RESULTS.glob("*.json"), reverse=True):
-        results = json.loads(path.read_text()).get(name)
-        if results is not None:
-            return path, results
-    return None
 
 
 def with_tables(page: str) -> str:
@@ -160,12 +150,7 @@ def _line(cells: list[str]) -> str:
 
 def main() -> None:
     for page in (DOCS / name for name in PAGES):
-        text = page.read_text()
-        updated = with_tables(text)
-        if "--check" not in sys.argv:
-            page.write_text(updated)
-        elif updated != text:
-            raise SystemExit(f"the tables of {page.name} are not those of the newest results")
+        publish(page, with_tables(page.read_text()))
 
 
 if __name__ == "__main__":
