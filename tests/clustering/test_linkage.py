@@ -53,9 +53,12 @@ _NEAR_IN_PIECES = {"_near.NEIGHBOURS": 3, "_near.ROWS": 4, "_near.COLUMNS": 9, "
 _TREE = {"linkage.TREE_DIMENSIONS": 99}
 PATHS = {
     "matrix": {},
+    "matrix, in rounds": {"_matrix.FINISH_BELOW": 3, "_matrix.PAIRS_A_ROUND": 1000},
+    "matrix, pairs in small calls": {"_matrix.PAIR_ENTRIES": 300},
     "search": {**_TREE, "linkage.MATRIX_CLUSTERS": 2},
     "near, then matrix": _NEAR,
     "few near in pieces, then matrix in pieces": {**_NEAR, **_NEAR_IN_PIECES, "_sums.ROWS": 3, "_sums.COLUMNS": 5},
+    "near for two rounds, then matrix": {**_NEAR, "_near.ROUNDS": 2},
     "near, then scan": {**_NEAR, "linkage.LARGEST_MATRIX": 2},
     "scan": {"linkage.LARGEST_MATRIX": 2, "linkage.TREE_DIMENSIONS": 0},
     "scan, then matrix": {"linkage.LARGEST_MATRIX": 12, "linkage.TREE_DIMENSIONS": 0},
@@ -158,6 +161,8 @@ def clouds(kind, n, dim, seed=0):
         vectors = rng.uniform(size=(n, dim))
     elif kind == "spherical":
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    elif kind == "half in the middle":  # as where training starts them: a cluster that is the nearest of all others
+        vectors[rng.permutation(n)[: n // 2]] /= n
     return vectors.astype(np.float32)
 
 
@@ -177,7 +182,10 @@ def test_equals_scipy_at_1024(kind, dim):
     assert_equal_to_scipy(clouds(kind, 1024, dim))
 
 
-@pytest.mark.parametrize(("kind", "dim"), [("clustered", 8), ("uniform", 3), ("spherical", 32)])
+@pytest.mark.parametrize(
+    ("kind", "dim"),
+    [("clustered", 8), ("uniform", 3), ("spherical", 32), ("half in the middle", 8), ("half in the middle", 64)],
+)
 def test_equals_scipy_at_4096(kind, dim):
     assert_equal_to_scipy(clouds(kind, 4096, dim))
 

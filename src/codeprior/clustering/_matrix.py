@@ -10,8 +10,12 @@ from . import _kernels, _matrix_kernels
 from ._merges import MergeLog
 from ._parallel import RowPool
 
+# Most clusters that a matrix is made for straight away: it takes 8 bytes for each pair of them, both ways.
+LARGEST_MATRIX = 20480
 BLOCK_ENTRIES = 2_000_000  # of the next matrix, made before they overwrite the present one
 FINISH_BELOW = 256  # clusters: rounds cost more than merging one pair after the other
+PAIRS_A_ROUND = 64  # one pair in more clusters, and they do too: one in the middle may be the nearest of all others
+PAIR_ENTRIES = 50_000_000  # of the matrix, that a call may go through: Ctrl-C waits for calls to end
 CALL_ENTRIES = 500_000  # a millisecond or two: small enough to share out, large enough to be worth a thread
 
 
@@ -99,6 +103,8 @@ def merge_by_matrix(
             pool.run(_matrix_kernels.nearest_in_matrix, n, rows_per_call, sums, *found)
             continue
         low = np.flatnonzero(partner > np.arange(n))
+        if len(low) * PAIRS_A_ROUND < n:
+            break
         high = partner[low]
         log.add(clusters.representatives[low], clusters.representatives[high], distance[low])
         merged = partner >= 0
@@ -138,9 +144,20 @@ def merge_by_matrix(
             if not clear:
                 target[:] = block[:rows]
         sums, n = following, m
-    low, high, heights = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.int64), np.empty(n)
-    rules = (rule.frozen_above, rule.at_most, log.bound() * (1 + 1e-9))
-    made = _matrix_kernels.finish(sums, clusters.weights, clusters.sizes, *rules, low, high, heights)
-    # Rounding apart, heights do not fall.
-    heights = np.maximum.accumulate(heights[:made])
-    log.add(clusters.representatives[low[:made]], clusters.representatives[high[:made]], heights)
+    merge_by_pairs(sums, clusters, log, rule)
+
+
+def merge_by_pairs(sums: np.ndarray, clusters: Clusters, log: MergeLog, rule: SizeRule) -> None:
+    """Merge the nearest pair, again and again, until nothing wanted is left. On one thread; both arrays change."""
+    n = len(clusters)
+    alive, stale = np.ones(n, dtype=bool), np.ones(n, dtype=bool)
+    state = (alive, stale, np.empty(n, dtype=np.int64), np.empty(n), np.empty(n))
+    formed = log.heights_of(clusters.representatives)
+    most = max(1, min(n, PAIR_ENTRIES // max(n, 1)))
+    low, high, heights = np.empty(most, dtype=np.int64), np.empty(most, dtype=np.int64), np.empty(most)
+    made = most
+    while made == most:
+        rules = (rule.frozen_above, rule.at_most, log.bound() * (1 + 1e-9))
+        of_clusters = (clusters.weights, clusters.sizes, formed)
+        made = _matrix_kernels.merge_pairs(sums, *of_clusters, *rules, state, low, high, heights)
+        log.add(clusters.representatives[low[:made]], clusters.representatives[high[:made]], heights[:made])

@@ -125,31 +125,32 @@ def merge_rows(
 
 
 @kernel
-def finish(sums, weights, sizes, frozen_above, size_limit, bound, low, high, heights):
+def merge_pairs(sums, weights, sizes, formed, frozen_above, size_limit, bound, state, low, high, heights):
     """Merge the nearest pair, again and again, while it is within `bound`; write the merges and return their number.
 
-    For few clusters, in ascending order of their representatives. All arguments are overwritten.
+    At most as many as there is room for; all but the bounds changes, and the next call goes on with it. `formed` is the
+    height at which each cluster was made, and `state` (alive, stale, nearest, distance, beyond): whether it is left,
+    whether its nearest must be searched for, that nearest one and its distance, and what no other is nearer than. A
+    merged cluster nearer than that is the nearest, without a search. Clusters are in the order of representatives.
     """
+    alive, stale, nearest, distance, beyond = state
     n = len(weights)
-    alive = np.ones(n, dtype=np.bool_)
-    nearest = np.empty(n, dtype=np.int64)
-    distance = np.empty(n)
-    stale = np.ones(n, dtype=np.bool_)
     made = 0
-    while True:
+    while made < len(low):
         best = -1
         for i in range(n):
             if not alive[i]:
                 continue
             if stale[i]:
-                distance[i], nearest[i] = _nearest_alive(i, sums[i], alive, weights, sizes, size_limit)
+                distance[i], nearest[i], beyond[i] = _nearest_alive(i, sums[i], alive, weights, sizes, size_limit)
                 stale[i] = False
             if nearest[i] >= 0 and (best < 0 or distance[i] < distance[best]):
                 best = i
         if best < 0 or distance[best] > bound:
             return made
         i, j = best, nearest[best]
-        low[made], high[made], heights[made] = i, j, distance[i]
+        formed[i] = max(distance[i], max(formed[i], formed[j]))  # which rounding apart is the first
+        low[made], high[made], heights[made] = i, j, formed[i]
         made += 1
         weights[i] += weights[j]
         sizes[i] += sizes[j]
@@ -158,17 +159,26 @@ def finish(sums, weights, sizes, frozen_above, size_limit, bound, low, high, hei
         for k in range(n):
             sums[i, k] += sums[j, k]
             sums[k, i] = sums[i, k]
-            stale[k] |= nearest[k] == i or nearest[k] == j
+            if nearest[k] == i or nearest[k] == j:
+                now = tie_rounded(sums[i, k] / (weights[i] * weights[k]))
+                may = alive[i] and (size_limit == 0 or sizes[i] + sizes[k] <= size_limit)
+                # Rounding may have left another a little nearer than `beyond` says.
+                stale[k] = not (may and now < beyond[k] * (1.0 - 1e-9))
+                nearest[k], distance[k] = i, now
         stale[i] = True
+    return made
 
 
 @kernel
 def _nearest_alive(i, row, alive, weights, sizes, size_limit):
-    """Return the distance and the position of the cluster nearest to cluster i, of several the first; or (inf, -1)."""
-    best, nearest = np.inf, -1
+    """Return distance and position of the cluster nearest to cluster i, of several the first, or (inf, -1); and the
+    distance of the next."""
+    best, nearest, following = np.inf, -1, np.inf
     for j in range(len(row)):
         if alive[j] and j != i and (size_limit == 0 or sizes[i] + sizes[j] <= size_limit):
             value = tie_rounded(row[j] / (weights[i] * weights[j]))
             if value < best:
-                best, nearest = value, j
-    return best, nearest
+                best, nearest, following = value, j, best
+            elif value < following:
+                following = value
+    return best, nearest, following

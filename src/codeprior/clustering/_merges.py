@@ -32,7 +32,7 @@ class MergeLog:
     def add(self, low: np.ndarray, high: np.ndarray, heights: np.ndarray) -> None:
         """Record a round of merges: of the cluster of ``low[i]`` with that of ``high[i]``, at ``heights[i]``.
 
-        A cluster may occur in several only if their heights are equal, as those of copies of one row are.
+        A cluster may occur in several, one after the other, if none is lower than the one before.
         """
         # By the law of average linkage a cluster is never lower than its parts; rounding could break it.
         heights = np.maximum(heights, np.maximum(self._height_of[low], self._height_of[high]))
@@ -48,6 +48,10 @@ class MergeLog:
         """Say how far it is to whoever wants to know."""
         if self._progress is not None:
             self._progress(work, done, total)
+
+    def heights_of(self, representatives: np.ndarray) -> np.ndarray:
+        """Return a new array of the heights at which clusters were made; zero for single codes."""
+        return self._height_of[representatives]
 
     def bound(self) -> float:
         """Return the height above which no merge can be among those wanted; infinite until enough are known."""

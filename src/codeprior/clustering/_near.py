@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from . import _kernels
 from . import _near_kernels as kernels
-from ._matrix import Clusters, SizeRule
+from ._matrix import LARGEST_MATRIX, Clusters, SizeRule
 from ._members import Members
 from ._merges import MergeLog
 from ._parallel import RowPool
@@ -30,6 +30,7 @@ TERMS_PER_CALL = 1 << 32  # of products, a fraction of a second: Ctrl-C waits fo
 ROWS_PER_CALL = 256
 # Merging begins with the nearest: what is known beyond the present limit spares distances that do not matter yet.
 STAGES = (1 / 16, 1 / 4, 1 / 2)  # of the pairs, by distance
+ROUNDS = 64  # several times what it takes; beyond, one cluster is nearest to all others, and a matrix serves better
 SLACK = 1e-9  # relative; rounding of a mean distance is far below
 
 
@@ -50,7 +51,9 @@ def merge_near(
     stages = np.quantile(pairs.at_least[:: 1 + len(pairs.at_least) // SAMPLE**2], STAGES).tolist()
     if log.wanted < log.n_codes - 1:  # a cut may lie within reach; what is left of a complete tree is for the matrix
         stages.append(pairs.reach)
-    while stages:
+    n_rounds = 0
+    while stages and (n_rounds < ROUNDS or len(clusters) > LARGEST_MATRIX):
+        n_rounds += 1
         reach = min(pairs.reach, log.bound() * (1 + SLACK))
         limit = min(stages[0], reach)
         grouped = (points, instance_weights, order, bounds)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from ._kernels import kernel, lean_kernel, part
-from ._vectors import LANES, sum_distances, sum_roots
+from ._vectors import OTHERS, PANEL, first_products, last_distances, next_products, sum_distances
 
 BLOCK = 128  # points in a block, side by side for vector instructions
 TERMS = 8  # dimensions summed in one go; points are padded with zeros to a multiple of it where that is said
@@ -144,27 +144,38 @@ def point_distance(points, i, j):
 
 
 @kernel
-def add_products(products, rows, clusters, columns, points, squares, weights, bounds, out):
-    """Add to ``out[b, a]`` the weighted distances between the points `rows` and those of each cluster in `columns`.
+def sum_panels(start, stop, panels, first, clusters, columns, points, squares, weights, cluster, bounds, out):
+    """Add to ``out[b, a]`` the weighted distances between the points of some panels and those of clusters b.
 
-    `rows` and `columns` are ranges (start, stop), of points and of clusters; `products` holds x_j y_i for the points j
-    of those clusters and all i, flat; ``clusters[i]`` says where in a row of `out` the sum for point i goes; `squares`
-    are the points' squared lengths. Products and squares have LANES more than needed. Where |x|^2 + |y|^2 - 2 x y
-    cancels, a sum is taken from differences: what is left has 46 correct bits.
+    ``panels[t, p]`` holds dimension p of PANEL points from ``first + t * PANEL`` on, t in the range; `clusters` and
+    `columns` are the ranges (start, stop) of clusters that out's columns and rows count from. Where a product cancels,
+    a sum is taken from differences: what is left of the others has 46 correct bits. There are PANEL more points,
+    squares, weights and clusters than are meant.
     """
-    n_rows = rows[1] - rows[0]
-    total = np.empty(n_rows + LANES)
-    first = bounds[columns[0]]
-    for b in range(columns[0], columns[1]):
-        n_others = bounds[b + 1] - bounds[b]
-        sum_roots(products, (bounds[b] - first) * n_rows, n_rows, squares, rows[0], n_others, bounds[b], weights, total)
-        sums = out[b - columns[0]]
-        for i in range(n_rows):
-            if np.isnan(total[i]):
-                total[i] = 0.0
-                for j in range(bounds[b], bounds[b + 1]):
-                    total[i] += weights[j] * point_distance(points, rows[0] + i, j)
-            sums[clusters[i]] += weights[rows[0] + i] * total[i]
+    dim = points.shape[1]
+    n_columns = columns[1] - columns[0]
+    totals = np.empty((n_columns + OTHERS, PANEL))  # the last step may go beyond the columns
+    flat, made = totals.reshape(-1), np.empty(OTHERS * PANEL)
+    x, y = panels.reshape(-1), points.reshape(-1)
+    begin, end = bounds[columns[0]], bounds[columns[1]]
+    for t in range(start, stop):
+        totals[:] = 0.0
+        at, i0, base = t * dim * PANEL, first + t * PANEL, columns[0]
+        first_products(x, at, i0, dim, y, begin, squares, weights, cluster, base, flat, made)
+        j = begin + OTHERS
+        while j < end:
+            next_products(x, at, i0, dim, y, j, squares, weights, cluster, base, flat, made)
+            j += OTHERS
+        last_distances(x, at, i0, dim, y, j, squares, weights, cluster, base, flat, made)
+        for lane in range(min(PANEL, bounds[clusters[1]] - i0)):
+            i = i0 + lane
+            for b in range(n_columns):  # innermost: sums in order wait for each addition
+                total = totals[b, lane]
+                if np.isnan(total):
+                    total = 0.0
+                    for k in range(bounds[base + b], bounds[base + b + 1]):
+                        total += weights[k] * point_distance(points, i, k)
+                out[b, cluster[i] - clusters[0]] += weights[i] * total
 
 
 @kernel

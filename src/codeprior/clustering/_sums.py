@@ -5,19 +5,19 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from . import _sum_kernels
 from ._cluster_kernels import lay_out
 from ._members import Members
 from ._merges import MergeLog
 from ._parallel import RowPool
-from ._vectors import LANES
+from ._vectors import PANEL
 
 # Distances that one call of a kernel may sum, a fraction of a second: Ctrl-C waits for calls to end.
 DISTANCES_PER_CALL = 100_000_000
 ENTRIES_IN_CACHE = 1 << 19
-ROWS, COLUMNS = 512, 256  # of the products made at a time
+PRODUCTS_PER_CALL = 10_000_000
+ROWS, COLUMNS = 512, 256  # points whose distances are summed at a time: what the cache holds
 
 
 def padded(points: np.ndarray) -> np.ndarray:
@@ -80,17 +80,17 @@ def _sum_differences(members: Members, pool: RowPool, log: MergeLog, sums: np.nd
 
 
 def _sum_products(members: Members, pool: RowPool, log: MergeLog, sums: np.ndarray) -> None:
-    """Fill `sums` with distances from matrix products: |x|^2 + |y|^2 - 2 x y, and from differences where that cancels.
+    """Fill `sums` with distances from products: |x|^2 + |y|^2 - 2 x y, and from differences where that cancels.
 
     Coordinates are taken about a point of the data: products of rounded ones stay exact, and ties stay ties.
     """
-    weights, bounds = members.weights, members.bounds
-    points = padded(members.points - members.points[0].astype(np.float64))
-    squares = np.pad(np.einsum("ij,ij->i", points, points), (0, LANES))
-    data = (points, squares, weights, bounds)
+    bounds, beyond = members.bounds, (0, PANEL)  # panels and steps may go beyond the last point
+    points = np.pad(padded(members.points - members.points[0].astype(np.float64)), (beyond, (0, 0)))
+    weights, squares = np.pad(members.weights, beyond), np.einsum("ij,ij->i", points, points)
+    cluster = np.pad(np.repeat(np.arange(len(bounds) - 1), np.diff(bounds)), beyond, mode="edge")
     groups = _consecutive(bounds, ROWS)
-    with threadpool_limits(limits=1, user_api="blas"):  # the pool has the threads
-        pool.run(_sum_groups, len(groups), 1, groups, *data, sums, tell=partial(log.tell, "distances"))
+    data = (points, squares, weights, cluster, bounds)
+    pool.run(_sum_groups, len(groups), 1, groups, data, sums, tell=partial(log.tell, "distances"))
 
 
 def _consecutive(bounds: np.ndarray, n_points: int) -> list[tuple[int, int]]:
@@ -105,31 +105,20 @@ def _consecutive(bounds: np.ndarray, n_points: int) -> list[tuple[int, int]]:
 
 
 def _sum_groups(
-    start: int,
-    stop: int,
-    groups: list[tuple[int, int]],
-    points: np.ndarray,
-    squares: np.ndarray,
-    weights: np.ndarray,
-    bounds: np.ndarray,
-    sums: np.ndarray,
+    start: int, stop: int, groups: list[tuple[int, int]], data: tuple[np.ndarray, ...], sums: np.ndarray
 ) -> None:
     """Fill rows and columns of `sums` for some groups of consecutive clusters."""
-    memory = np.empty(ROWS * COLUMNS + LANES)
+    points, bounds = data[0], data[-1]
     for group in groups[start:stop]:
         first, last = int(bounds[group[0]]), int(bounds[group[1]])
-        clusters = np.repeat(np.arange(group[1] - group[0]), np.diff(bounds[group[0] : group[1] + 1]))
-        rows_of = [(row, min(row + ROWS, last)) for row in range(first, last, ROWS)]
-        turned = [np.ascontiguousarray(points[slice(*rows)].T) for rows in rows_of]
+        n_panels = -(-(last - first) // PANEL)
+        panels = points[first : first + n_panels * PANEL].reshape(n_panels, PANEL, -1)
+        panels = np.ascontiguousarray(panels.swapaxes(1, 2))
         for begin, end in _consecutive(bounds[group[0] :], COLUMNS):
             columns = (group[0] + begin, group[0] + end)
             out = np.zeros((end - begin, group[1] - group[0]))
-            others = points[bounds[columns[0]] : bounds[columns[1]]]
-            for rows, points_of_rows in zip(rows_of, turned, strict=True):
-                n_products = len(others) * points_of_rows.shape[1]
-                if n_products + LANES > len(memory):  # for a cluster of many points
-                    memory = np.empty(n_products + LANES)
-                np.matmul(others, points_of_rows, out=memory[:n_products].reshape(len(others), -1))
-                places = clusters[rows[0] - first :]
-                _sum_kernels.add_products(memory, rows, places, columns, points, squares, weights, bounds, out)
+            chunk = max(1, PRODUCTS_PER_CALL // int(PANEL * (bounds[columns[1]] - bounds[columns[0]])))
+            for panel in range(0, n_panels, chunk):
+                some = (panel, min(panel + chunk, n_panels))
+                _sum_kernels.sum_panels(*some, panels, first, group, columns, *data, out)
             _sum_kernels.put_sums(out, group, columns, sums)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from . import _matrix_kernels
+from ._matrix import Clusters, merge_by_pairs
 from ._torch_clusters import Forest, Groups, Points, distances, segment_sum, slices, tie_rounded
 from ._torch_plan import Plan
 
@@ -135,12 +134,6 @@ def _compacted(matrix: Tensor, alive: Tensor, forest: Forest, plan: Plan) -> tup
 
 def _merge_few(matrix: Tensor, forest: Forest) -> None:
     """Make the remaining merges on one core of the CPU."""
-    weight = forest.weight.cpu().numpy()
-    sums = matrix.cpu().numpy() * weight[:, None] * weight
-    low, high, height = np.empty(len(sums), np.int64), np.empty(len(sums), np.int64), np.empty(len(sums))
-    rules = (forest.rule.frozen_above, forest.rule.at_most, forest.bound() * (1 + 1e-9))
-    made = _matrix_kernels.finish(sums, weight.copy(), forest.size.cpu().numpy().copy(), *rules, low, high, height)
-    code, formed = forest.representative.cpu().numpy(), forest.formed.cpu().numpy().copy()
-    for i, j, k in zip(low[:made], high[:made], range(made), strict=True):
-        formed[i] = height[k] = max(height[k], formed[i], formed[j])
-    forest.log.add(code[low[:made]], code[high[:made]], height[:made] * forest.scale)
+    code, size, weight = (of.cpu().numpy().copy() for of in (forest.representative, forest.size, forest.weight))
+    sums = matrix.cpu().numpy() * weight[:, None] * weight * forest.scale
+    merge_by_pairs(sums, Clusters(code, size, weight), forest.log, forest.rule)

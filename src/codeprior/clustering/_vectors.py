@@ -17,6 +17,7 @@ intrinsic: Any = extending.intrinsic
 
 WIDTH = 16  # float32 values side by side
 LANES = 8  # float64 values side by side
+PANEL, OTHERS = 16, 4  # points whose products are made together: as many as the registers hold products for
 
 _BITS = ir.IntType(32)
 _INDEX = ir.IntType(64)
@@ -132,41 +133,80 @@ def sum_distances(typing, points, start, stride, n_lanes, others, place, n_other
     return signature, generate
 
 
-@intrinsic
-def sum_roots(typing, products, start, n_lanes, lengths, first, n_others, other, weights, sums):
-    """Fill `sums` with the weighted sums of the distances of some points to some others, from their products.
+def _products_step(*, makes: bool, adds: bool) -> Any:
+    """Return an intrinsic that makes the products of a panel's points with OTHERS others, adds distances, or does both.
 
-    All arrays are flat, in float64. The product of point i and other j is at ``start + j * n_lanes + i``; their squared
-    lengths are at ``first + i`` and ``other + j``, the others' weights at ``other + j``. A sum is not a number where
-    the squared distance is less than a sixteenth of both lengths: there it has lost digits. Points are taken LANES at a
-    time, as in `sum_distances`.
+    Called with (panels, start, first, dim, points, other, squares, weights, row, base, sums, made), arrays flat, in
+    float64. Dimension p of point i of the panel, one of PANEL, is at ``start + p * PANEL + i``, its squared length at
+    ``first + i``. Other j is at ``j * dim`` of `points`; products with the others from `other` on are left in `made`,
+    summed over p in order. What was there before, of the OTHERS before `other`, becomes distances: the one of point i
+    and other j, times the weight of j, is added at ``(row[j] - base) * PANEL + i`` of `sums`. It is the root of
+    |x|^2 + |y|^2 - 2 x y, and not a number where that is less than a sixteenth of both lengths: there it has lost
+    digits. With both in one step, the processor takes roots while it multiplies.
     """
-    index = types.intp
-    signature = types.void(products, index, index, lengths, index, index, index, weights, sums)
 
-    def generate(context, builder, signature, arguments):
-        products, start, n_lanes, lengths, first, n_others, other, weights, sums = _arrays(
-            context, builder, signature, arguments
-        )
-        zero, step = ir.Constant(_INDEX, 0), ir.Constant(_INDEX, LANES)
-        with cgutils.for_range_slice(builder, zero, n_lanes, step, inc=True) as (lane, _):
-            total = cgutils.alloca_once_value(builder, _all(0.0, _DOUBLES))
-            length = _load(builder, builder.gep(lengths.data, [builder.add(first, lane)]), _DOUBLES)
-            with cgutils.for_range(builder, n_others) as loop:
-                at = builder.add(builder.add(start, lane), builder.mul(loop.index, n_lanes))
-                product = _load(builder, builder.gep(products.data, [at]), _DOUBLES)
-                j = builder.add(other, loop.index)
-                both = builder.fadd(length, _element(builder, lengths, j, _DOUBLES))
+    @intrinsic
+    def step(typing, panels, start, first, dim, points, other, squares, weights, row, base, sums, made):
+        index = types.intp
+        places = (panels, index, index, index, points, index, squares, weights, row, index, sums, made)
+
+        def generate(context, builder, signature, arguments):
+            arrays = _arrays(context, builder, signature, arguments)
+            panels, start, first, dim, points, other, squares, weights, row, base, sums, made = arrays
+
+            def plus(x, y):
+                return builder.add(x, ir.Constant(_INDEX, y))
+
+            tiles = [(c, lane) for c in range(OTHERS) for lane in range(0, PANEL, LANES)]
+            kept = [builder.gep(made.data, [ir.Constant(_INDEX, c * PANEL + lane)]) for c, lane in tiles]
+            new = {tile: cgutils.alloca_once_value(builder, _all(0.0, _DOUBLES)) for tile in tiles}
+
+            def multiply(p):
+                for c in range(OTHERS):
+                    at = builder.add(builder.mul(plus(other, c), dim), p)
+                    there = _element(builder, points, at, _DOUBLES)
+                    for lane in range(0, PANEL, LANES):
+                        at = plus(builder.add(start, builder.mul(p, ir.Constant(_INDEX, PANEL))), lane)
+                        here = _load(builder, builder.gep(panels.data, [at]), _DOUBLES)
+                        product = _call(builder, "fma", here, there, builder.load(new[c, lane]))
+                        builder.store(product, new[c, lane])
+
+            def add(c, lane, product):
+                j = plus(other, c - OTHERS)
+                length = _load(builder, builder.gep(squares.data, [plus(first, lane)]), _DOUBLES)
+                both = builder.fadd(length, _element(builder, squares, j, _DOUBLES))
                 sqdist = _call(builder, "fma", product, _all(-2.0, _DOUBLES), both)
                 enough = builder.fcmp_ordered(">=", sqdist, builder.fmul(both, _all(0.0625, _DOUBLES)))
-                sqdist = builder.select(enough, sqdist, _all(float("nan"), _DOUBLES))
+                distance = _call(builder, "sqrt", builder.select(enough, sqdist, _all(float("nan"), _DOUBLES)))
+                cluster = builder.sub(builder.load(builder.gep(row.data, [j])), base)
+                at = plus(builder.mul(cluster, ir.Constant(_INDEX, PANEL)), lane)
+                pointer = builder.gep(sums.data, [at])
                 weight = _element(builder, weights, j, _DOUBLES)
-                distance = _call(builder, "sqrt", sqdist)
-                builder.store(_call(builder, "fma", weight, distance, builder.load(total)), total)
-            _store(builder, builder.load(total), builder.gep(sums.data, [lane]))
-        return context.get_dummy_value()
+                _store(builder, _call(builder, "fma", weight, distance, _load(builder, pointer, _DOUBLES)), pointer)
 
-    return signature, generate
+            def share(t):
+                return builder.udiv(builder.mul(dim, ir.Constant(_INDEX, t)), ir.Constant(_INDEX, len(tiles)))
+
+            for t, tile in enumerate(tiles):
+                if makes:
+                    step = ir.Constant(_INDEX, 1)
+                    with cgutils.for_range_slice(builder, share(t), share(t + 1), step, inc=True) as (p, _):
+                        multiply(p)
+                if adds:
+                    add(*tile, _load(builder, kept[t], _DOUBLES))
+            if makes:
+                for t, tile in enumerate(tiles):
+                    _store(builder, builder.load(new[tile]), kept[t])
+            return context.get_dummy_value()
+
+        return types.void(*places), generate
+
+    return step
+
+
+first_products = _products_step(makes=True, adds=False)
+next_products = _products_step(makes=True, adds=True)
+last_distances = _products_step(makes=False, adds=True)
 
 
 @intrinsic(prefer_literal=True)

@@ -10,7 +10,7 @@ from codeprior.errors import InputError
 from codeprior.machine import require_memory
 
 from ._duplicates import merge_duplicates
-from ._matrix import Clusters, SizeRule, merge_by_matrix, singletons
+from ._matrix import LARGEST_MATRIX, Clusters, SizeRule, merge_by_matrix, singletons
 from ._members import Members
 from ._merges import MergeLog, Progress
 from ._near import merge_near
@@ -23,8 +23,6 @@ from .distance import check_vectors, check_weights, is_whole
 TREE_DIMENSIONS = 16
 # Clusters left when the search hands over to a matrix: below, a round on the matrix costs less than the searches.
 MATRIX_CLUSTERS = 1024
-# Most clusters that a matrix is made for straight away: it takes 8 bytes for each pair of them, both ways.
-LARGEST_MATRIX = 20480
 # With more points than this, in many dimensions, the near ones are merged before there is a matrix.
 NEAR_ABOVE = 2048
 # Rows and columns of a matrix of given distances that are looked at in one go.
