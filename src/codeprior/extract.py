@@ -10,16 +10,18 @@ import numpy as np
 
 from codeprior.artifact import digest_array, is_artifact, write_atomically
 from codeprior.clustering.balanced import balanced_order
+from codeprior.clustering.compilation import compilation_told
 from codeprior.clustering.curve import agreement, induced_entropy, size_statistics, within_cluster_distance
 from codeprior.clustering.methods import METHODS, cluster, resolve_n_clusters
 from codeprior.codebook import Codebook, read_counts
 from codeprior.config import ExtractConfig
 from codeprior.errors import InputError
 from codeprior.prior import CodebookPrior
-from codeprior.progress import Meter
+from codeprior.progress import Meter, announce
 from codeprior.rearrangement import clusters_of, read_mapping, write_mapping
 from codeprior.weights import is_checkpoint
 
+COMPILING = "compiling the clustering, once on this machine: some ten seconds"
 REARRANGEMENT = "rearrangement"  # the method of a prior that was given as IAR's mapping
 
 
@@ -94,18 +96,19 @@ def _make(
 ) -> CodebookPrior:
     bounded = METHODS[method].size_bound
     meter = Meter()
-    found = cluster(
-        codebook.space,
-        parameters["n_clusters"],
-        method=method,
-        seed=config.seed,
-        usage=usage,
-        max_cluster_size=config.max_cluster_size if bounded or method == config.method else None,
-        strict=config.strict,
-        complete_tree=config.tree,
-        device="cpu" if config.device == "auto" else config.device,  # seconds there, and torch need not be loaded
-        progress=meter,
-    )
+    with compilation_told(lambda: announce(COMPILING)):
+        found = cluster(
+            codebook.space,
+            parameters["n_clusters"],
+            method=method,
+            seed=config.seed,
+            usage=usage,
+            max_cluster_size=config.max_cluster_size if bounded or method == config.method else None,
+            strict=config.strict,
+            complete_tree=config.tree,
+            device="cpu" if config.device == "auto" else config.device,  # seconds there, and torch need not be loaded
+            progress=meter,
+        )
     meter.close()
     return CodebookPrior(
         token_to_cluster=found.labels,
