@@ -99,7 +99,7 @@ class Bench:
 
         def step() -> float:
             before = float(run.nats_sum)
-            with scoped(team.device, (GRID, GRID)):
+            with scoped(team.device):
                 run.take_step((self.classes, self.tokens))
             return float(run.nats_sum) - before
 

@@ -13,12 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from codeprior.products import product
+
 ClusterForm = Literal["logsumexp", "mean", "logmeanexp"]
 
 # The logit of what is never predicted: its probability is exactly 0, and differences of it are finite.
 NEVER = -1e9
 
-# Logits that are held at a time by `projected`, 64 MB in float32; on a CPU a quarter of them, to stay near the cache.
+# Gradients of logits that are held at a time by `projected`, 64 MB in float32; on a CPU logits are made by a quarter of
+# them, to stay near the cache.
 LOGITS_AT_ONCE, _ON_CPU = 1 << 24, 1 << 22
 
 _RUNS = 32  # of positions whose clusters are neighbours, in `member_nats`
@@ -26,7 +29,11 @@ _RUNS = 32  # of positions whose clusters are neighbours, in `member_nats`
 
 def cross_entropy_nats(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean of -log p(target): logits (..., V) float32, targets (...) int64; a scalar, nats per token."""
-    return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+    logits, targets = logits.flatten(0, -2), targets.flatten()
+    if logits.device.type != "cpu":
+        return F.cross_entropy(logits, targets)
+    nats: Tensor = _Token.apply(logits, targets)  # exp once for both ways, where torch takes it in each
+    return nats
 
 
 def token_nats(logits: Tensor, targets: Tensor, log_sizes: Tensor) -> Tensor:
@@ -182,6 +189,31 @@ def _members_of(clusters: Tensor, token_to_cluster: Tensor) -> tuple[Tensor, Ten
     return row, members[first[row] + torch.arange(len(row), device=row.device)]
 
 
+def _probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """softmax(logits) (N, V), and the log-sum-exp of each row (N,)."""
+    probs = logits.softmax(-1)
+    return probs, logits.amax(-1) - probs.amax(-1).log()
+
+
+class _Token(torch.autograd.Function):
+    """-log p(token); logits (N, V). Its gradient is softmax(logits), less one at the token."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        probs, total = _probabilities(logits)
+        ctx.save_for_backward(probs, targets)
+        return (total - logits.gather(-1, targets[:, None])[:, 0]).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        probs, targets = ctx.saved_tensors
+        share = grad / len(targets)
+        out = probs * share
+        out[torch.arange(len(targets), device=targets.device), targets] -= share
+        return out, None
+
+
 class _TokenAndCluster(torch.autograd.Function):
     """a * -log p(token) + b * -log p(its cluster), one log-sum-exp for both; logits (N, V).
 
@@ -190,25 +222,25 @@ class _TokenAndCluster(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, token_to_cluster: Tensor, a: float, b: float) -> Tensor:
-        log_probs = logits.log_softmax(-1)
+        probs, total = _probabilities(logits)
         row, member = _members_of(token_to_cluster[targets], token_to_cluster)
-        values = log_probs[row, member]
+        values = logits[row, member]
         largest = logits.new_full((len(logits),), -torch.inf).scatter_reduce(0, row, values, "amax")
         cluster = logits.new_zeros(len(logits)).index_add(0, row, (values - largest[row]).exp()).log() + largest
-        token = log_probs.gather(-1, targets[:, None])[:, 0]
-        ctx.save_for_backward(log_probs, targets, row, member, (values - cluster[row]).exp())
+        token = logits.gather(-1, targets[:, None])[:, 0]
+        ctx.save_for_backward(probs, targets, row, member, (values - cluster[row]).exp())
         ctx.weights = (a, b)
-        return -(a * token + b * cluster).mean()
+        return ((a + b) * total - a * token - b * cluster).mean()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        log_probs, targets, row, member, share = ctx.saved_tensors
-        a, b = ctx.weights
-        out = log_probs.exp().mul_(a + b)
+        probs, targets, row, member, share = ctx.saved_tensors
+        a, b = (weight * grad / len(targets) for weight in ctx.weights)
+        out = probs * (a + b)
         out[row, member] -= b * share
         out[torch.arange(len(targets), device=targets.device), targets] -= a
-        return out.mul_(grad / len(targets)), None, None, None, None
+        return out, None, None, None, None
 
 
 def member_nats(states: Tensor, weight: Tensor, targets: Tensor, token_to_cluster: Tensor) -> Tensor:
@@ -293,33 +325,44 @@ class _Projected(torch.autograd.Function):
         narrow, weights = hidden.detach().to(dtype), projection.detach().to(dtype)
         wanted = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         hidden_grad = torch.empty_like(narrow) if wanted else None
-        projection_grad = torch.zeros_like(projection) if wanted else None
-        at_once = min(LOGITS_AT_ONCE, _ON_CPU) if device == "cpu" else LOGITS_AT_ONCE
-        chunk = max(1, at_once // len(weights))
+        projection_grad: Tensor | None = None
+        at_once = max(1, LOGITS_AT_ONCE // len(weights))
+        chunk = min(at_once, max(1, _ON_CPU // len(weights))) if device == "cpu" else at_once
+        if dtype == projection.dtype:  # products can be added up without another pass
+            at_once = chunk
         total = torch.zeros((), device=hidden.device)
         with torch.autocast(device, enabled=False):
-            for start in range(0, len(targets), chunk):
-                rows = slice(start, start + chunk)
-                logits = (narrow[rows] @ weights.T).float().requires_grad_(wanted)
-                with torch.set_grad_enabled(wanted):
-                    nats = loss(logits, targets[rows]) * (len(logits) / len(targets))
-                total += nats.detach()
-                if hidden_grad is not None and projection_grad is not None:
-                    (grad,) = torch.autograd.grad(nats, logits)
-                    grad = grad.to(dtype)
-                    hidden_grad[rows] = grad @ weights
-                    if dtype == projection_grad.dtype:
-                        projection_grad.addmm_(grad.T, narrow[rows])
+            for start in range(0, len(targets), at_once):
+                some = slice(start, start + at_once)
+                x, aims = narrow[some], targets[some]
+                grads = x.new_empty(len(x), len(weights)) if wanted else None
+                for first in range(0, len(x), chunk):
+                    rows = slice(first, first + chunk)
+                    logits = product(x[rows], weights).float().requires_grad_(wanted)
+                    with torch.set_grad_enabled(wanted):
+                        nats = loss(logits, aims[rows]) * (len(logits) / len(targets))
+                    total += nats.detach()
+                    if grads is not None:
+                        grads[rows] = torch.autograd.grad(nats, logits)[0]
+                if grads is not None and hidden_grad is not None:
+                    hidden_grad[some] = product(grads, weights.T)
+                    if projection_grad is None:
+                        projection_grad = (grads.T @ x).to(projection.dtype)
+                    elif dtype == projection.dtype:
+                        projection_grad.addmm_(grads.T, x)
                     else:
-                        projection_grad += grad.T @ narrow[rows]
+                        projection_grad += grads.T @ x
         ctx.save_for_backward(hidden_grad, projection_grad)
         ctx.hidden_dtype = hidden.dtype
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor, None]:
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, None]:
         hidden_grad, projection_grad = ctx.saved_tensors
-        return None, (hidden_grad * grads[0]).to(ctx.hidden_dtype), projection_grad * grads[0], None
+        if grad.device.type != "cpu" or grad != 1:  # a pass over both; on a GPU to know would be to wait
+            hidden_grad, projection_grad = hidden_grad * grad, projection_grad * grad
+        return None, hidden_grad.to(ctx.hidden_dtype), projection_grad, None
 
 
 class _Members(torch.autograd.Function):

@@ -21,10 +21,13 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from codeprior.attention import attention, beats_kernel
 from codeprior.captions import Captions
 from codeprior.errors import InputError
 from codeprior.losses import factorised_log_probs
+from codeprior.products import Linear
 
 
 @dataclass(frozen=True)
@@ -213,7 +216,31 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        trains = torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling()
+        if trains and x.device.type == "cpu" and x.dtype == torch.float32:
+            y: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
+            return y
         return F.rms_norm(x.float(), self.weight.shape, eps=self.eps).type_as(x) * self.weight
+
+
+class _RMSNorm(torch.autograd.Function):
+    """The same for a training step on a CPU, where torch has no kernel for it: in fewer passes, both ways."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        normed = x * scale
+        ctx.save_for_backward(normed, weight, scale)
+        return normed * weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        normed, weight, scale = ctx.saved_tensors
+        weight_grad = (grad * normed).flatten(0, -2).sum(0)
+        grad = grad * weight
+        along = torch.linalg.vecdot(grad, normed).unsqueeze(-1).div_(normed.shape[-1])
+        return (grad - normed * along).mul_(scale), weight_grad, None
 
 
 class Dropout(nn.Module):
@@ -261,8 +288,8 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer, self.head_shape, self.causal = layer, (config.n_heads, config.head_dim), config.causal
-        self.wqkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
-        self.wo = nn.Linear(config.dim, config.dim, bias=False)
+        self.wqkv = Linear(config.dim, 3 * config.dim)
+        self.wo = Linear(config.dim, config.dim)
         self.dropout = Dropout(config.resid_dropout)
         self.q_norm = self.k_norm = None
         if config.qk_norm:
@@ -270,6 +297,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, table: Tensor | None, cache: KVCache | None, mask: Tensor | None) -> Tensor:
         qkv = self.wqkv(x).unflatten(-1, (3, *self.head_shape))  # (B, S, 3, N, H)
+        if cache is None and mask is None and self.q_norm is None and beats_kernel(x, causal=self.causal):
+            return self.dropout(self.wo(attention(qkv, table, causal=self.causal)))
         qk, v = qkv.split((2, 1), dim=2)  # one pass backward, where slices are two, and a sum
         if self.q_norm is not None and self.k_norm is not None:
             qk = torch.stack([self.q_norm(qk[:, :, 0]), self.k_norm(qk[:, :, 1])], dim=2)
@@ -287,9 +316,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.w1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.w3 = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.w2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self.w1 = Linear(config.dim, config.ffn_dim)
+        self.w3 = Linear(config.dim, config.ffn_dim)
+        self.w2 = Linear(config.ffn_dim, config.dim)
         self.dropout = Dropout(config.ffn_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -336,8 +365,8 @@ class CaptionProjection(nn.Module):
 
     def __init__(self, caption_dim: int, dim: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(caption_dim, dim, bias=False)
-        self.fc2 = nn.Linear(dim, dim, bias=False)
+        self.fc1 = Linear(caption_dim, dim)
+        self.fc2 = Linear(dim, dim)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(features), approximate="tanh"))
@@ -416,7 +445,7 @@ class Transformer(nn.Module):
         self.tok_dropout = Dropout(config.token_dropout)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.dim)
-        self.output = nn.Linear(config.dim, config.n_outputs, bias=False)
+        self.output = Linear(config.dim, config.n_outputs)
         self.cluster_output = None
         if config.n_clusters is not None:
             self.cluster_output = ClusterOutput(config.n_clusters, config.n_outputs, config.dim)

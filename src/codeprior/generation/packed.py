@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codeprior.model import Transformer
+from codeprior.products import has_onednn
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -41,11 +42,6 @@ class PackedLinear(CastLinear):
         return y.to(x.dtype)
 
 
-def can_pack() -> bool:
-    """Whether this torch has oneDNN's products of packed weights; it names them, but does not promise them."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
 def pack(model: nn.Module, precision: str, *, in_order: bool = True) -> None:
     """Replace the linear maps of a model in place: weights in that precision ("fp32" or "bf16"), packed on a CPU.
 
@@ -57,7 +53,7 @@ def pack(model: nn.Module, precision: str, *, in_order: bool = True) -> None:
         for name, linear in list(module.named_children()):
             if not isinstance(linear, nn.Linear) or linear.bias is not None:
                 continue
-            if in_order and linear.weight.device.type == "cpu" and can_pack():
+            if in_order and linear.weight.device.type == "cpu" and has_onednn():
                 setattr(module, name, PackedLinear(linear, dtype))
             elif dtype != linear.weight.dtype:
                 setattr(module, name, CastLinear(linear, dtype))

@@ -22,7 +22,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from codeprior.artifact import Workspace, seal
 from codeprior.checkpoint import Checkpoint, CheckpointConfig, save_checkpoint
@@ -48,7 +47,6 @@ from codeprior.training.logs import peak_memory_bytes, peak_tflops, speed
 from codeprior.training.previews import Previews
 
 STEPS_BETWEEN_LOGS = 10
-_MATH_ATTENTION_TOKENS = 128  # beyond, it is no faster, and its T x T matrices cost memory
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -176,7 +174,7 @@ class Run:
     def finish(self) -> None:
         """Take the steps that are left and write the checkpoint."""
         try:
-            with scoped(self.team.device, self.inputs.codes.grid), Interruption() as interruption:
+            with scoped(self.team.device), Interruption() as interruption:
                 self._take_steps(interruption)
             self._write()
         except OSError as error:
@@ -383,15 +381,10 @@ def _check_finite(nats: float, step: int) -> None:
 
 
 @contextlib.contextmanager
-def scoped(device: torch.device, grid: tuple[int, int]) -> Iterator[None]:
-    """Leave torch's own random numbers and its choice of attention kernels as they were found.
-
-    On CPU, and for few tokens, plain matrix products beat the fused kernel, at bf16 twice and more. There the memory of
-    a step is kept for the next, to the end of the process.
-    """
-    plain = device.type == "cpu" and grid[0] * grid[1] <= _MATH_ATTENTION_TOKENS
+def scoped(device: torch.device) -> Iterator[None]:
+    """Leave torch's own random numbers as they were found; on a CPU keep the memory of a step for the next, to the end
+    of the process."""
     if device.type == "cpu":
         keep_freed_memory()
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield

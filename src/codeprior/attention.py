@@ -1,0 +1,104 @@
+"""Attention of a training step on a CPU, by plain matrix products: there they beat torch's kernel.
+
+Shapes: B batch, S positions, N heads, H head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+ROWS = 64  # positions whose weights are made at a time; what they do not see, about half, is left out
+
+
+def beats_kernel(x: Tensor, *, causal: bool) -> bool:
+    """Whether `attention` of what is made of x (B, S, ...) is faster than torch's kernel: on a CPU, in training.
+
+    Under autocast that is slow, most of all with few positions; in float32 it is the slower one where the mask leaves
+    out half of the work. Of many positions the S x S weights, kept for the way back, cost too much memory.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    n, narrow = x.shape[1], torch.is_autocast_enabled("cpu")
+    if causal and not narrow:
+        return torch.is_grad_enabled() and x.requires_grad and 128 < n <= 576
+    return narrow and n <= (576 if causal else 256)
+
+
+def attention(qkv: Tensor, table: Tensor | None, *, causal: bool) -> Tensor:
+    """softmax(q k^T / sqrt(H)) v of each head, in float32, each position seeing itself and those before, or all.
+
+    Parameters
+    ----------
+    qkv : Tensor of shape (B, S, 3, N, H)
+        Queries, keys and values.
+    table : Tensor of shape (S, H / 2, 2), float32, or None
+        Cosines and sines that pairs of queries and keys are turned by before, as complex numbers.
+    causal : bool
+        Whether a position sees none of those after it.
+
+    Returns
+    -------
+    Tensor of shape (B, S, N H), float32
+    """
+    y: Tensor = _Attention.apply(qkv, table, causal)
+    return y
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
+    def forward(ctx: Any, qkv: Tensor, table: Tensor | None, causal: bool) -> Tensor:
+        b, s, _, n, h = qkv.shape
+        heads = torch.empty(3, b, n, s, h, dtype=qkv.dtype, device=qkv.device)
+        heads.copy_(qkv.permute(2, 0, 3, 1, 4))
+        ctx.turns = None if table is None else torch.view_as_complex(table)
+        _turn(heads, ctx.turns)
+        q, k, v = heads.flatten(1, 2)  # (B N, S, H) each
+        q *= h**-0.5
+        y, weights, ctx.spans = torch.empty_like(v), [], _spans(s, causal)
+        for new, seen in ctx.spans:
+            scores = torch.bmm(q[:, new], k[:, seen].transpose(1, 2))
+            if causal:
+                later = torch.ones(scores.shape[1:], dtype=torch.bool, device=q.device).triu_(new.start + 1)
+                scores.masked_fill_(later, -torch.inf)
+            weights.append(scores.softmax(-1))
+            y[:, new] = torch.bmm(weights[-1], v[:, seen])
+        ctx.save_for_backward(q, k, v, y, *weights)
+        return y.unflatten(0, (b, n)).transpose(1, 2).flatten(2)
+
+    @staticmethod
+    @once_differentiable
+    @torch.amp.custom_bwd(device_type="cpu")
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        q, k, v, y, *weights = ctx.saved_tensors
+        b, h = len(grad), q.shape[-1]
+        grad = grad.unflatten(-1, (-1, h)).transpose(1, 2).reshape(q.shape)
+        mean = (grad * y).sum(-1, keepdim=True)  # of the weights' gradients, weighted
+        grads = torch.zeros(3, *q.shape, dtype=q.dtype, device=q.device)
+        q_grad, k_grad, v_grad = grads
+        for (new, seen), p in zip(ctx.spans, weights, strict=True):
+            v_grad[:, seen] += torch.bmm(p.transpose(1, 2), grad[:, new])
+            scores_grad = torch.bmm(grad[:, new], v[:, seen].transpose(1, 2)).sub_(mean[:, new]).mul_(p)
+            q_grad[:, new] = torch.bmm(scores_grad, k[:, seen])
+            k_grad[:, seen] += torch.bmm(scores_grad.transpose(1, 2), q[:, new])
+        q_grad *= h**-0.5
+        grads = grads.unflatten(1, (b, -1))
+        _turn(grads, None if ctx.turns is None else ctx.turns.conj())
+        return grads.permute(1, 3, 0, 2, 4).contiguous(), None, None
+
+
+def _turn(heads: Tensor, turns: Tensor | None) -> None:
+    """Turn pairs of queries and keys, in place: heads (3, B, N, S, H), turns (S, H / 2) complex."""
+    if turns is not None:
+        torch.view_as_complex(heads[:2].unflatten(-1, (-1, 2))).mul_(turns)
+
+
+def _spans(n: int, causal: bool) -> list[tuple[slice, slice]]:
+    """The positions, some at a time, and what these see."""
+    if not causal:
+        return [(slice(0, n), slice(0, n))]
+    return [(slice(start, min(start + ROWS, n)), slice(0, min(start + ROWS, n))) for start in range(0, n, ROWS)]
