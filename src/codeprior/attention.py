@@ -59,12 +59,12 @@ class _Attention(torch.autograd.Function):
         _turn(heads, ctx.turns)
         q, k, v = heads.flatten(1, 2)  # (B N, S, H) each
         q *= h**-0.5
+        later = torch.ones(ROWS, ROWS, dtype=torch.bool, device=q.device).triu_(1)
         y, weights, ctx.spans = torch.empty_like(v), [], _spans(s, causal)
         for new, seen in ctx.spans:
             scores = torch.bmm(q[:, new], k[:, seen].transpose(1, 2))
             if causal:
-                later = torch.ones(scores.shape[1:], dtype=torch.bool, device=q.device).triu_(new.start + 1)
-                scores.masked_fill_(later, -torch.inf)
+                scores[:, :, new].masked_fill_(later[: scores.shape[1], : scores.shape[1]], -torch.inf)
             weights.append(scores.softmax(-1))
             y[:, new] = torch.bmm(weights[-1], v[:, seen])
         ctx.save_for_backward(q, k, v, y, *weights)
@@ -78,13 +78,18 @@ class _Attention(torch.autograd.Function):
         b, h = len(grad), q.shape[-1]
         grad = grad.unflatten(-1, (-1, h)).transpose(1, 2).reshape(q.shape)
         mean = (grad * y).sum(-1, keepdim=True)  # of the weights' gradients, weighted
-        grads = torch.zeros(3, *q.shape, dtype=q.dtype, device=q.device)
+        grads = torch.empty(3, *q.shape, dtype=q.dtype, device=q.device)
         q_grad, k_grad, v_grad = grads
-        for (new, seen), p in zip(ctx.spans, weights, strict=True):
-            v_grad[:, seen] += torch.bmm(p.transpose(1, 2), grad[:, new])
+        for (new, seen), p in zip(reversed(ctx.spans), reversed(weights), strict=True):
             scores_grad = torch.bmm(grad[:, new], v[:, seen].transpose(1, 2)).sub_(mean[:, new]).mul_(p)
             q_grad[:, new] = torch.bmm(scores_grad, k[:, seen])
-            k_grad[:, seen] += torch.bmm(scores_grad.transpose(1, 2), q[:, new])
+            of_keys, of_values = torch.bmm(scores_grad.transpose(1, 2), q[:, new]), torch.bmm(p.mT, grad[:, new])
+            if new.stop == q.shape[1]:  # the last positions see all, and come first
+                k_grad.copy_(of_keys)
+                v_grad.copy_(of_values)
+            else:
+                k_grad[:, seen] += of_keys
+                v_grad[:, seen] += of_values
         q_grad *= h**-0.5
         grads = grads.unflatten(1, (b, -1))
         _turn(grads, None if ctx.turns is None else ctx.turns.conj())

@@ -335,15 +335,19 @@ class _Projected(torch.autograd.Function):
             for start in range(0, len(targets), at_once):
                 some = slice(start, start + at_once)
                 x, aims = narrow[some], targets[some]
-                grads = x.new_empty(len(x), len(weights)) if wanted else None
+                grads = x.new_empty(len(x), len(weights)) if wanted and chunk < at_once else None
                 for first in range(0, len(x), chunk):
                     rows = slice(first, first + chunk)
                     logits = product(x[rows], weights).float().requires_grad_(wanted)
                     with torch.set_grad_enabled(wanted):
                         nats = loss(logits, aims[rows]) * (len(logits) / len(targets))
                     total += nats.detach()
-                    if grads is not None:
-                        grads[rows] = torch.autograd.grad(nats, logits)[0]
+                    if wanted:
+                        (grad,) = torch.autograd.grad(nats, logits)
+                        if grads is None:
+                            grads = grad.to(dtype)
+                        else:
+                            grads[rows] = grad
                 if grads is not None and hidden_grad is not None:
                     hidden_grad[some] = product(grads, weights.T)
                     if projection_grad is None:

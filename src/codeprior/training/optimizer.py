@@ -51,7 +51,10 @@ def step(optimizer: torch.optim.Optimizer, rate: float, largest_norm: float) -> 
     for group in optimizer.param_groups:
         group["lr"] = rate
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, largest_norm)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    known = norm.device.type == "cpu" and not isinstance(norm, DTensor)  # elsewhere to look at it is to wait for it
+    if not known or norm > largest_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest_norm, norm)
     optimizer.step()
     optimizer.zero_grad()
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
