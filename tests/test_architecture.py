@@ -50,6 +50,8 @@ ORDER = [
     "verify",
     "extract",
     "captions",
+    "products",
+    "attention",
     "losses",
     "model",
     "objectives",
