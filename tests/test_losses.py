@@ -211,3 +211,33 @@ def test_projected_needs_no_gradient():
     with torch.no_grad():
         nats = projected(cross_entropy_nats, hidden, projection, torch.tensor([0, 1, 2]))
     torch.testing.assert_close(nats, cross_entropy_nats(hidden @ projection.T, torch.tensor([0, 1, 2])))
+
+
+@pytest.mark.parametrize(("held", "made"), [(1 << 24, 1 << 22), (12 * 40, 12 * 7), (12 * 7, 12 * 7), (1, 1)])
+@pytest.mark.parametrize("narrow", [True, False])
+def test_projected_gives_the_same_by_any_pieces(held, made, narrow, monkeypatch):
+    generator = torch.Generator().manual_seed(6)
+    hidden, weight = torch.randn(3, 31, 6, generator=generator), torch.randn(12, 6, generator=generator)
+    targets = torch.randint(12, (3, 31), generator=generator)
+
+    def fast(hidden, weight):
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            return projected(cross_entropy_nats, hidden, weight, targets)
+
+    def definition(hidden, weight):
+        return torch.nn.functional.cross_entropy((hidden @ weight.T).flatten(0, 1), targets.flatten())
+
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", held)
+    monkeypatch.setattr(losses, "_ON_CPU", made)
+    expected = with_gradient(definition, hidden.double(), weight.double())
+    tolerance = {"rtol": 3e-2, "atol": 1e-2} if narrow else {"rtol": 1e-5, "atol": 1e-6}
+    for one, other in zip(with_gradient(fast, hidden, weight), expected, strict=True):
+        torch.testing.assert_close(one.double(), other, **tolerance)
+
+
+def test_no_positions_cost_nothing():
+    hidden, weight = torch.zeros(0, 6), torch.randn(12, 6)
+    targets = torch.zeros(0, dtype=torch.int64)
+    nats, *gradients = with_gradient(lambda h, w: projected(cross_entropy_nats, h, w, targets), hidden, weight)
+    assert nats == 0
+    assert all(not gradient.any() for gradient in gradients)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from codeprior.products import eager_on_cpu, trains_on_cpu
+
 ROWS = 64  # positions whose weights are made at a time; what they do not see, about half, is left out
 
 
@@ -20,12 +22,10 @@ def beats_kernel(x: Tensor, *, causal: bool) -> bool:
     Under autocast that is slow, most of all with few positions; in float32 it is the slower one where the mask leaves
     out half of the work. Of many positions the S x S weights, kept for the way back, cost too much memory.
     """
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return False
-    n, narrow = x.shape[1], torch.is_autocast_enabled("cpu")
-    if causal and not narrow:
-        return torch.is_grad_enabled() and x.requires_grad and 128 < n <= 576
-    return narrow and n <= (576 if causal else 256)
+    n = x.shape[1]
+    if torch.is_autocast_enabled("cpu"):
+        return eager_on_cpu(x) and n <= (576 if causal else 256)
+    return trains_on_cpu(x) and causal and 128 < n <= 576
 
 
 def attention(qkv: Tensor, table: Tensor | None, *, causal: bool) -> Tensor:
@@ -53,8 +53,7 @@ class _Attention(torch.autograd.Function):
     @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx: Any, qkv: Tensor, table: Tensor | None, causal: bool) -> Tensor:
         b, s, _, n, h = qkv.shape
-        heads = torch.empty(3, b, n, s, h, dtype=qkv.dtype, device=qkv.device)
-        heads.copy_(qkv.permute(2, 0, 3, 1, 4))
+        heads = qkv.permute(2, 0, 3, 1, 4).clone(memory_format=torch.contiguous_format)
         ctx.turns = None if table is None else torch.view_as_complex(table)
         _turn(heads, ctx.turns)
         q, k, v = heads.flatten(1, 2)  # (B N, S, H) each

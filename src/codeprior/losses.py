@@ -317,6 +317,29 @@ def _working_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
 
 
+def _chunked(
+    loss: Callable[..., Tensor], x: Tensor, weights: Tensor, targets: Tensor, n: int, chunk: int, wanted: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Sum of a loss over some of n positions, over n; if `wanted`, also the gradients of their logits, as precise as x.
+
+    Logits are made `chunk` positions at a time.
+    """
+    total = torch.zeros((), device=x.device)
+    grads = x.new_empty(len(x), len(weights)) if wanted and chunk < len(x) else None
+    for start in range(0, len(x), chunk):
+        rows = slice(start, start + chunk)
+        logits = product(x[rows], weights).float().requires_grad_(wanted)
+        with torch.set_grad_enabled(wanted):
+            nats = loss(logits, targets[rows]) * (len(logits) / n)
+        total += nats.detach()
+        if wanted:
+            (grad,) = torch.autograd.grad(nats, logits)
+            if grads is None:
+                return total, grad.to(x.dtype)
+            grads[rows] = grad
+    return total, grads
+
+
 class _Projected(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loss: Callable[..., Tensor], hidden: Tensor, projection: Tensor, targets: Tensor) -> Tensor:
@@ -334,20 +357,9 @@ class _Projected(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             for start in range(0, len(targets), at_once):
                 some = slice(start, start + at_once)
-                x, aims = narrow[some], targets[some]
-                grads = x.new_empty(len(x), len(weights)) if wanted and chunk < at_once else None
-                for first in range(0, len(x), chunk):
-                    rows = slice(first, first + chunk)
-                    logits = product(x[rows], weights).float().requires_grad_(wanted)
-                    with torch.set_grad_enabled(wanted):
-                        nats = loss(logits, aims[rows]) * (len(logits) / len(targets))
-                    total += nats.detach()
-                    if wanted:
-                        (grad,) = torch.autograd.grad(nats, logits)
-                        if grads is None:
-                            grads = grad.to(dtype)
-                        else:
-                            grads[rows] = grad
+                x = narrow[some]
+                nats, grads = _chunked(loss, x, weights, targets[some], len(targets), chunk, wanted)
+                total += nats
                 if grads is not None and hidden_grad is not None:
                     hidden_grad[some] = product(grads, weights.T)
                     if projection_grad is None:
@@ -356,6 +368,8 @@ class _Projected(torch.autograd.Function):
                         projection_grad.addmm_(grads.T, x)
                     else:
                         projection_grad += grads.T @ x
+        if wanted and projection_grad is None:  # no positions
+            projection_grad = torch.zeros_like(projection)
         ctx.save_for_backward(hidden_grad, projection_grad)
         ctx.hidden_dtype = hidden.dtype
         return total

@@ -27,7 +27,7 @@ from codeprior.attention import attention, beats_kernel
 from codeprior.captions import Captions
 from codeprior.errors import InputError
 from codeprior.losses import factorised_log_probs
-from codeprior.products import Linear
+from codeprior.products import Linear, eager_on_cpu, trains_on_cpu
 
 
 @dataclass(frozen=True)
@@ -216,8 +216,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        trains = torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling()
-        if trains and x.device.type == "cpu" and x.dtype == torch.float32:
+        if trains_on_cpu(x) and x.dtype == torch.float32:
             y: Tensor = _RMSNorm.apply(x, self.weight, self.eps)
             return y
         return F.rms_norm(x.float(), self.weight.shape, eps=self.eps).type_as(x) * self.weight
@@ -256,7 +255,7 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.share:
             return x
-        if x.device.type != "cpu" or torch.compiler.is_compiling():
+        if not eager_on_cpu(x):
             return F.dropout(x, self.share)
         n_dropped = min(round(self.share * 2**16), 2**16 - 1)  # of the 2^16 values of the bits
         draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device="cpu").random_(-(2**63), None)

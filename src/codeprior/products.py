@@ -21,6 +21,16 @@ def has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+def eager_on_cpu(x: Tensor) -> bool:
+    """Whether x is on a CPU, where kernels of our own pay, and torch's compiler, which makes its own, is not used."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def trains_on_cpu(x: Tensor) -> bool:
+    """Whether that is so and gradients of x will be asked for; without them results stay torch's to the last bit."""
+    return eager_on_cpu(x) and torch.is_grad_enabled() and x.requires_grad
+
+
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """``x @ weight.T``: x (..., D), weight (V, D); no gradients."""
     if _suits(x, weight):
@@ -36,11 +46,10 @@ class Linear(nn.Linear):
         super().__init__(n_inputs, n_outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        trains = torch.is_grad_enabled() and self.weight.requires_grad and not torch.compiler.is_compiling()
-        if not trains or torch.is_autocast_enabled(x.device.type) or not _suits(x, self.weight):
-            return F.linear(x, self.weight)
-        y: Tensor = _Linear.apply(x, self.weight)
-        return y
+        if trains_on_cpu(self.weight) and not torch.is_autocast_enabled("cpu") and _suits(x, self.weight):
+            y: Tensor = _Linear.apply(x, self.weight)
+            return y
+        return F.linear(x, self.weight)
 
 
 def _suits(x: Tensor, weight: Tensor) -> bool:

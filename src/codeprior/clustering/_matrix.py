@@ -148,7 +148,7 @@ def merge_by_matrix(
 
 
 def merge_by_pairs(sums: np.ndarray, clusters: Clusters, log: MergeLog, rule: SizeRule) -> None:
-    """Merge the nearest pair, again and again, until nothing wanted is left. On one thread; both arrays change."""
+    """Merge the nearest pair, again and again, until nothing wanted is left; `sums` and `clusters` are overwritten."""
     n = len(clusters)
     alive, stale = np.ones(n, dtype=bool), np.ones(n, dtype=bool)
     state = (alive, stale, np.empty(n, dtype=np.int64), np.empty(n), np.empty(n))

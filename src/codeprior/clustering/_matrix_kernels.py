@@ -171,8 +171,10 @@ def merge_pairs(sums, weights, sizes, formed, frozen_above, size_limit, bound, s
 
 @kernel
 def _nearest_alive(i, row, alive, weights, sizes, size_limit):
-    """Return distance and position of the cluster nearest to cluster i, of several the first, or (inf, -1); and the
-    distance of the next."""
+    """Return distance and position of the cluster nearest to cluster i, of several the first, and the next's distance.
+
+    If there is none they are infinite, -1 and infinite.
+    """
     best, nearest, following = np.inf, -1, np.inf
     for j in range(len(row)):
         if alive[j] and j != i and (size_limit == 0 or sizes[i] + sizes[j] <= size_limit):

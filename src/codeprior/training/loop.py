@@ -382,8 +382,10 @@ def _check_finite(nats: float, step: int) -> None:
 
 @contextlib.contextmanager
 def scoped(device: torch.device) -> Iterator[None]:
-    """Leave torch's own random numbers as they were found; on a CPU keep the memory of a step for the next, to the end
-    of the process."""
+    """Leave torch's own random numbers as they were found.
+
+    On a CPU the memory of a step is kept for the next, to the end of the process.
+    """
     if device.type == "cpu":
         keep_freed_memory()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
