@@ -3,11 +3,12 @@
 Run: python benchmarks/bench_training.py [--llamagen LLAMAGEN] [--iar IAR] [--precision fp32 bf16] [--repeats 4]
 
 LLAMAGEN and IAR are copies of https://github.com/FoundationVision/LlamaGen and https://github.com/sjtuplayer/IAR;
-without them only our rows are measured. A step is forward, loss, backward, clipping and fused AdamW, dropout on, with
-the loss read at the end. Theirs is their model and the lines of their loop, without the demand for CUDA; IAR's loop
-gives its model an argument that it does not take, which is left out. Ours is what `codeprior train` does. Codes are
-random. Each side has processes of its own, in turn. Memory is the most that two steps hold over what the process held
-before there was a model: weights, moments, gradients and activations.
+without them only our rows are measured. A step is forward, loss, backward, clipping and fused AdamW, dropout on.
+Theirs is their model and the lines of their loop, without the demand for CUDA, the loss read after each step; IAR's
+loop gives its model an argument that it does not take, which is left out. Ours is what `codeprior train` does, which
+reads the loss every ten steps; on a GPU, which is waited for then, ten steps are timed at a time. Codes are random.
+Each side has processes of its own, in turn. Memory is the most that the first two steps hold over what the process
+held before there was a model: weights, moments, gradients and activations.
 
 On a GPU: --device cuda --compile --precision bf16 --batch-size 32, with --model GPT-L too; its rows say the share of
 the device's peak (MFU), and stand in the result file under a name of their own.
@@ -36,12 +37,12 @@ from codeprior.prior import CodebookPrior
 from codeprior.training.distributed import Team
 from codeprior.training.inputs import Inputs
 from codeprior.training.logs import flops_per_image, peak_tflops
-from codeprior.training.loop import Run, scoped
+from codeprior.training.loop import STEPS_BETWEEN_LOGS, Run, scoped
 
 VOCABULARY, N_CLASSES, GRID, N_CLUSTERS = 16384, 1000, 16, 128
 ROUNDS = 2  # each side gets processes of its own: what it asks of the allocator is its own affair
 DIGEST = "sha256:" + "0" * 64
-Step = Callable[[], float]
+Step = Callable[[], object]
 
 
 def make_codes(folder: Path, n_images: int) -> Path:
@@ -97,11 +98,9 @@ class Bench:
         workspace = Workspace(config.output, kind="checkpoint", settings={}, inputs={}, overwrite=True)
         run = Run(config, team, self.inputs[kind], workspace)
 
-        def step() -> float:
-            before = float(run.nats_sum)
+        def step() -> None:
             with scoped(team.device):
                 run.take_step((self.classes, self.tokens))
-            return float(run.nats_sum) - before
 
         return step
 
@@ -122,7 +121,7 @@ class Bench:
         device = torch.device(self.options.device).type
         autocast = torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
 
-        def step() -> float:
+        def step() -> None:
             with autocast:
                 _, loss = call(cond_idx=self.classes, idx=self.tokens[:, :-1], targets=self.tokens)
                 if kind == "iar":
@@ -131,7 +130,7 @@ class Bench:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            return float(loss.item())
+            assert np.isfinite(loss.item())
 
         return step
 
@@ -167,16 +166,20 @@ def measure(bench: Bench, precision: str) -> dict[str, Any]:
     options = bench.options
     names = sides(options)
     times: dict[str, list[float]] = {}
+    peaks: dict[str, list[int]] = {}
     for _ in range(ROUNDS):
         for name in names:
-            for clock, seconds in in_a_process(__file__, *arguments(options, precision), "--time", name).items():
+            measured = in_a_process(__file__, *arguments(options, precision), "--side", name)
+            peaks.setdefault(name, []).append(measured["peak_bytes"])
+            for clock, seconds in measured["times_s"].items():
                 times.setdefault(clock, []).extend(seconds)
-    n_tokens = options.batch_size * GRID**2
-    flops = options.batch_size * flops_per_image(bench_model_config(bench))
     device = torch.device(options.device)
+    n_images = options.batch_size * steps_at_a_time(device)
+    n_tokens, flops = n_images * GRID**2, n_images * flops_per_image(bench_model_config(bench))
     peak = peak_tflops(device, precision)
     row: dict[str, Any] = {"name": f"{options.model} {precision}{' compiled' if options.compile else ''}"}
-    row |= {"batch": f"{options.batch_size} x {GRID**2}", "threads": torch.get_num_threads(), "times_s": times}
+    row |= {"batch": f"{options.batch_size} x {GRID**2}", "threads": torch.get_num_threads()}
+    row |= {"steps_at_a_time": steps_at_a_time(device), "times_s": times}
     if device.type == "cuda":
         row["device"] = torch.cuda.get_device_name(device)
     for name in names:
@@ -190,9 +193,7 @@ def measure(bench: Bench, precision: str) -> dict[str, Any]:
             row[f"{ours} times faster, cpu"] = round(median(times[f"{theirs} cpu"]) / median(times[f"{ours} cpu"]), 3)
     row["iar over token, ours"] = round(median(times["ours iar"]) / median(times["ours token"]), 3)
     for name in names:
-        row[f"{name} peak_bytes"] = in_a_process(__file__, *arguments(options, precision), "--memory", name)[
-            "peak_bytes"
-        ]
+        row[f"{name} peak_bytes"] = max(peaks[name])
     return row
 
 
@@ -211,23 +212,29 @@ def arguments(options: argparse.Namespace, *precisions: str) -> list[str]:
     return [*flags, *(["--compile"] if options.compile else []), "--precision", *precisions]
 
 
-def print_times(bench: Bench, name: str, precision: str) -> None:
-    """Seconds of one side's steps, after two that count for nothing."""
-    step = one_side(bench, name, precision)
-    assert np.isfinite([step(), step()]).all(), "the first losses"
-    print(json.dumps(interleaved({name: step}, bench.options.repeats)))
+def print_side(bench: Bench, name: str, precision: str) -> None:
+    """Memory of one side's weights and first two steps, which compile and are not timed; seconds of later steps."""
+    device = torch.device(bench.options.device)
+    made: list[Step] = []
+
+    def begin() -> None:
+        made.append(one_side(bench, name, precision))
+        made[0]()
+        made[0]()
+
+    def timed() -> None:
+        for _ in range(steps_at_a_time(device)):
+            made[0]()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    peak_bytes = peak_on_gpu(begin) if device.type == "cuda" else peak_over_now(begin)
+    print(json.dumps({"peak_bytes": peak_bytes, "times_s": interleaved({name: timed}, bench.options.repeats)}))
 
 
-def print_memory(bench: Bench, name: str, precision: str) -> None:
-    """What one side takes: its weights, two steps, and what these leave."""
-
-    def everything() -> None:
-        step = one_side(bench, name, precision)
-        step()
-        step()
-
-    on_gpu = torch.device(bench.options.device).type == "cuda"
-    print(json.dumps({"peak_bytes": peak_on_gpu(everything) if on_gpu else peak_over_now(everything)}))
+def steps_at_a_time(device: torch.device) -> int:
+    """How many steps a time is of."""
+    return STEPS_BETWEEN_LOGS if device.type == "cuda" else 1
 
 
 def peak_on_gpu(function: Callable[[], object]) -> int:
@@ -248,17 +255,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=4, help=f"timed steps of each of {ROUNDS} processes a side")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="compile all sides, ours block by block")
-    parser.add_argument("--memory", metavar="SIDE", help=argparse.SUPPRESS)  # weigh one side, in a process of its own
-    parser.add_argument("--time", metavar="SIDE", help=argparse.SUPPRESS)
+    parser.add_argument("--side", help=argparse.SUPPRESS)  # measure this one, in a process of its own
     options = parser.parse_args()
     os.environ["CODEPRIOR_PROGRESS"] = "0"
     with tempfile.TemporaryDirectory() as root:
         bench = Bench(make_codes(Path(root), max(64, options.batch_size)), options)
-        if options.memory:
-            print_memory(bench, options.memory, options.precision[0])
-            return
-        if options.time:
-            print_times(bench, options.time, options.precision[0])
+        if options.side:
+            print_side(bench, options.side, options.precision[0])
             return
         rows = [measure(bench, precision) for precision in options.precision]
     for row in rows:

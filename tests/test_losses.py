@@ -1,3 +1,6 @@
+import shutil
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -77,8 +80,10 @@ def test_cluster_logits_equal_their_definition(problem, token_to_cluster, form):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("weight", [0.0, 0.3, 2.0])
-def test_iar_and_its_gradient_equal_their_definition(problem, token_to_cluster, form, weight):
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_iar_and_its_gradient_equal_their_definition(problem, token_to_cluster, form, weight, on_cpu, monkeypatch):
     logits, targets = problem
+    monkeypatch.setattr(losses, "eager_on_cpu", lambda _: on_cpu)  # elsewhere it is made otherwise
 
     def definition(x):  # in float64, from cluster logits made one by one
         clusters = [x[..., token_to_cluster == c] for c in range(int(token_to_cluster.max()) + 1)]
@@ -233,6 +238,25 @@ def test_projected_gives_the_same_by_any_pieces(held, made, narrow, monkeypatch)
     tolerance = {"rtol": 3e-2, "atol": 1e-2} if narrow else {"rtol": 1e-5, "atol": 1e-6}
     for one, other in zip(with_gradient(fast, hidden, weight), expected, strict=True):
         torch.testing.assert_close(one.double(), other, **tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, as it is imported
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles for a CPU with g++")
+def test_projected_by_torchs_compiler_gives_the_same(token_to_cluster, monkeypatch):
+    monkeypatch.setattr(losses, "_ON_CPU", 12 * 40)  # the last piece is a shorter one
+    generator = torch.Generator().manual_seed(8)
+    hidden, weight = torch.randn(3, 31, 6, generator=generator), torch.randn(12, 6, generator=generator)
+    targets = torch.randint(12, (3, 31), generator=generator)
+
+    def nats(hidden, weight, compiled):
+        loss = partial(iar_nats, token_to_cluster=token_to_cluster, weight=0.3)
+        return projected(loss, hidden, weight, targets, compiled=compiled)
+
+    expected = with_gradient(partial(nats, compiled=False), hidden, weight)
+    for _ in range(2):  # made, then used again
+        for one, other in zip(with_gradient(partial(nats, compiled=True), hidden, weight), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_no_positions_cost_nothing():

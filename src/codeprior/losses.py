@@ -6,6 +6,7 @@ Shapes: N positions (any leading shape), V vocabulary of tokens, G clusters, D w
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from codeprior.products import product
+from codeprior.products import eager_on_cpu, product
 
 ClusterForm = Literal["logsumexp", "mean", "logmeanexp"]
 
@@ -21,8 +22,8 @@ ClusterForm = Literal["logsumexp", "mean", "logmeanexp"]
 NEVER = -1e9
 
 # Gradients of logits that are held at a time by `projected`, 64 MB in float32; on a CPU logits are made by a quarter of
-# them, to stay near the cache.
-LOGITS_AT_ONCE, _ON_CPU = 1 << 24, 1 << 22
+# them, to stay near the cache. A GPU holds four times as many: with fewer it would wait for its orders.
+LOGITS_AT_ONCE, _ON_CPU, _ON_GPU = 1 << 24, 1 << 22, 1 << 26
 
 _RUNS = 32  # of positions whose clusters are neighbours, in `member_nats`
 
@@ -30,7 +31,7 @@ _RUNS = 32  # of positions whose clusters are neighbours, in `member_nats`
 def cross_entropy_nats(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean of -log p(target): logits (..., V) float32, targets (...) int64; a scalar, nats per token."""
     logits, targets = logits.flatten(0, -2), targets.flatten()
-    if logits.device.type != "cpu":
+    if not eager_on_cpu(logits):
         return F.cross_entropy(logits, targets)
     nats: Tensor = _Token.apply(logits, targets)  # exp once for both ways, where torch takes it in each
     return nats
@@ -138,8 +139,9 @@ def cluster_cross_entropy_nats(
 ) -> Tensor:
     """Mean of -log p(cluster of the target): a scalar, nats per token.
 
-    With "logsumexp" p is the model's own, and only the members of the targets' clusters are looked at: log-sum-exp over
-    all tokens less that over the members; time and memory are those of N times the mean size of a target's cluster.
+    With "logsumexp" p is the model's own: log-sum-exp over all tokens less that over the cluster's members. On a CPU
+    only members are looked at, in time and memory of N times the mean size of a target's cluster; elsewhere they are
+    told from others by a mask, for their number is nothing that a GPU should be waited for.
 
     Parameters
     ----------
@@ -151,6 +153,9 @@ def cluster_cross_entropy_nats(
     """
     if form != "logsumexp":
         return cross_entropy_nats(cluster_logits(logits, token_to_cluster, form), token_to_cluster[targets])
+    if not eager_on_cpu(logits):
+        outside = token_to_cluster != token_to_cluster[targets].unsqueeze(-1)
+        return (logits.logsumexp(-1) - logits.masked_fill(outside, -torch.inf).logsumexp(-1)).mean()
     nats: Tensor = _TokenAndCluster.apply(logits.flatten(0, -2), targets.flatten(), token_to_cluster, 0.0, 1.0)
     return nats
 
@@ -172,7 +177,7 @@ def iar_nats(
     ----------
     IAR, arXiv:2501.00880, Eq. 5-6.
     """
-    if form == "logsumexp":
+    if form == "logsumexp" and eager_on_cpu(logits):  # one log-sum-exp for both
         nats: Tensor = _TokenAndCluster.apply(logits.flatten(0, -2), targets.flatten(), token_to_cluster, 1.0, weight)
         return nats
     cluster = cluster_cross_entropy_nats(logits, targets, token_to_cluster, form)
@@ -270,7 +275,13 @@ def member_nats(states: Tensor, weight: Tensor, targets: Tensor, token_to_cluste
 
 
 def factorised_nats(
-    states: Tensor, weight: Tensor, cluster_weight: Tensor, targets: Tensor, token_to_cluster: Tensor
+    states: Tensor,
+    weight: Tensor,
+    cluster_weight: Tensor,
+    targets: Tensor,
+    token_to_cluster: Tensor,
+    *,
+    compiled: bool = False,
 ) -> Tensor:
     """Mean of -log p(cluster of the target) - log p(target, given its cluster): the exact likelihood, nats per token.
 
@@ -284,12 +295,21 @@ def factorised_nats(
         Of the clusters' logits.
     targets, token_to_cluster
         As `member_nats`.
+    compiled : bool
+        As `projected`, of the clusters' part.
     """
-    clusters = projected(cross_entropy_nats, states, cluster_weight, token_to_cluster[targets])
+    clusters = projected(cross_entropy_nats, states, cluster_weight, token_to_cluster[targets], compiled=compiled)
     return clusters + member_nats(states, weight, targets, token_to_cluster)
 
 
-def projected(loss: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, projection: Tensor, targets: Tensor) -> Tensor:
+def projected(
+    loss: Callable[[Tensor, Tensor], Tensor],
+    hidden: Tensor,
+    projection: Tensor,
+    targets: Tensor,
+    *,
+    compiled: bool = False,
+) -> Tensor:
     """``loss(hidden @ projection.T, targets)`` without ever holding all of the logits.
 
     Chunk by chunk, logits are made, and where gradients are wanted also theirs, at once: nothing is made twice, and
@@ -303,13 +323,26 @@ def projected(loss: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, projecti
     projection : Tensor of shape (V, D)
         Under autocast the products are made in its precision, and the logits and the loss in float32.
     targets : Tensor of shape (...), int64
+    compiled : bool
+        Whether torch's compiler makes the loss and its gradient: a GPU then reads logits as products leave them, and
+        writes gradients as the next ones take them.
 
     Returns
     -------
     scalar Tensor, float32
     """
-    result: Tensor = _Projected.apply(loss, hidden.flatten(0, -2), projection, targets.flatten())
+    measure = partial(_compiled() if compiled else _in_float32, loss)
+    result: Tensor = _Projected.apply(measure, hidden.flatten(0, -2), projection, targets.flatten())
     return result
+
+
+def _in_float32(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, targets: Tensor) -> Tensor:
+    return loss(logits.float(), targets)
+
+
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(_in_float32)
 
 
 def _working_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
@@ -328,7 +361,7 @@ def _chunked(
     grads = x.new_empty(len(x), len(weights)) if wanted and chunk < len(x) else None
     for start in range(0, len(x), chunk):
         rows = slice(start, start + chunk)
-        logits = product(x[rows], weights).float().requires_grad_(wanted)
+        logits = product(x[rows], weights).requires_grad_(wanted)
         with torch.set_grad_enabled(wanted):
             nats = loss(logits, targets[rows]) * (len(logits) / n)
         total += nats.detach()
@@ -349,7 +382,7 @@ class _Projected(torch.autograd.Function):
         wanted = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         hidden_grad = torch.empty_like(narrow) if wanted else None
         projection_grad: Tensor | None = None
-        at_once = max(1, LOGITS_AT_ONCE // len(weights))
+        at_once = max(1, (LOGITS_AT_ONCE if device == "cpu" else _ON_GPU) // len(weights))
         chunk = min(at_once, max(1, _ON_CPU // len(weights))) if device == "cpu" else at_once
         if dtype == projection.dtype:  # products can be added up without another pass
             at_once = chunk

@@ -111,7 +111,13 @@ class Objective(nn.Module, ABC):
 
     def __init__(self, model: Transformer, config: TrainConfig, prior: CodebookPrior | None) -> None:
         super().__init__()
-        self.model, self.prior = model, prior
+        self.model, self.prior, self.compiled = model, prior, False
+
+    def compile_parts(self) -> None:
+        """Let torch's compiler have each block, and the loss of logits, when they are first used."""
+        for block in self.model.layers:
+            block.compile()
+        self.compiled = True
 
     @staticmethod
     def vocabularies(codebook_size: int, n_clusters: int) -> dict[str, Any]:
@@ -132,7 +138,8 @@ class Objective(nn.Module, ABC):
 
     def _nats(self, loss: Callable[[Tensor, Tensor], Tensor], classes: Tensor, targets: Tensor) -> Tensor:
         """The mean of a loss of logits and targets, which go in too."""
-        return projected(loss, self._states(classes, targets), self.model.output.weight, targets)
+        states = self._states(classes, targets)
+        return projected(loss, states, self.model.output.weight, targets, compiled=self.compiled)
 
     def _states(self, classes: Tensor, inputs: Tensor) -> Tensor:
         """What each of the inputs (B, T) is predicted from, (B, T, D): those before it."""
@@ -234,7 +241,8 @@ class FactorisedObjective(PriorObjective):
     def forward(self, classes: Tensor, tokens: Tensor) -> Tensor:
         assert self.model.cluster_output is not None
         weights = self.model.output.weight, self.model.cluster_output.weight
-        return factorised_nats(self._states(classes, tokens), *weights, tokens, self.token_to_cluster)
+        states, partition = self._states(classes, tokens), self.token_to_cluster
+        return factorised_nats(states, *weights, tokens, partition, compiled=self.compiled)
 
     def initial_nats(self, usage: np.ndarray) -> float:
         return float(np.log(self.prior.n_clusters)) + self._size_nats(self.prior.sizes, usage)

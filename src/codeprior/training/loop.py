@@ -126,8 +126,7 @@ class Run:
         self.model = self.objective.model
         self.average = optimizer.new_average(self.model, config.ema_decay) if config.ema_decay else None
         if config.compile or (config.compile is None and team.device.type == "cuda"):
-            for block in self.model.layers:
-                block.compile()
+            self.objective.compile_parts()
         team.place(self.objective, self.model.layers, self.precision, "token_nats")
         if self.averaged is not None:
             team.place(self.averaged, self.averaged.layers, self.precision)
