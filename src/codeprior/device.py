@@ -12,23 +12,25 @@ from codeprior.errors import InputError
 def resolve_device(name: str) -> torch.device:
     """The device of that name; "auto" is a CUDA device if there is one, else the CPU.
 
-    Of several CUDA devices "auto" takes that of LOCAL_RANK, which `torchrun` sets, and the first where it is not set.
+    Of several CUDA devices "auto" and "cuda" take that of LOCAL_RANK, which `torchrun` sets, and the first where it is
+    not set.
 
     Raises
     ------
     InputError
         If torch knows no such device, or this machine has none.
     """
+    n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        local_rank = int(os.environ.get("LOCAL_RANK", 0))
-        return torch.device("cuda", local_rank % n_devices) if n_devices else torch.device("cpu")
+        name = "cuda" if n_devices else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise InputError(f"unknown device {name!r}; give auto, cpu, cuda or cuda:<index>") from None
     if device.type == "cuda":
-        _require_cuda(device)
+        _require_cuda(device, n_devices)
+        if device.index is None:
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % n_devices)
     elif device.type not in ("cpu", "mps"):
         raise InputError(f"device must be auto, cpu, cuda, cuda:<index> or mps, got {name!r}")
     elif device.type == "mps" and not torch.backends.mps.is_available():
@@ -36,8 +38,7 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def _require_cuda(device: torch.device) -> None:
-    n_devices = torch.cuda.device_count()
+def _require_cuda(device: torch.device, n_devices: int) -> None:
     if n_devices == 0:
         build = f"this torch ({torch.__version__}) finds none"
         raise InputError(f"there is no CUDA device: {build}; use --device cpu, or see `codeprior doctor`")

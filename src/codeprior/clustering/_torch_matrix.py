@@ -58,7 +58,7 @@ def merge_matrix(matrix: Tensor, forest: Forest, plan: Plan) -> None:
     Rows and columns of clusters that are gone are set to `FAR`, and dropped when they are a quarter.
     """
     alive = torch.ones(len(matrix), dtype=torch.bool, device=matrix.device)
-    n_alive = len(matrix)
+    n_alive, n_slow = len(matrix), 0  # clusters, and rounds of few merges
     while n_alive > plan.cpu_at:
         height, nearest = _nearest_in_rows(matrix, plan)
         slots = torch.arange(len(matrix), device=matrix.device)
@@ -69,7 +69,8 @@ def merge_matrix(matrix: Tensor, forest: Forest, plan: Plan) -> None:
         gone = _merge_rows(matrix, low, nearest[low], height[low], forest, plan)
         alive[gone] = False
         n_alive -= len(gone)
-        slow = 64 * len(low) < n_alive <= plan.cpu_most
+        n_slow += 64 * len(low) < n_alive <= plan.cpu_most
+        slow = n_slow * plan.moved_in_a_round >= n_alive**2
         if 4 * n_alive <= 3 * len(matrix) or n_alive <= plan.cpu_at or slow:
             matrix, alive = _compacted(matrix, alive, forest, plan)
         if slow:

@@ -10,14 +10,12 @@ import torch
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes at which the work changes hands; none of them changes which clusters merge.
-
-    They come from counting operations and bytes, not from measurements on a GPU.
-    """
+    """Sizes at which the work changes hands; none of them changes which clusters merge."""
 
     matrix_most: int  # clusters that may be held as a matrix
     cpu_at: int = 512  # clusters at which the matrix moves to the CPU
-    cpu_most: int = 8192  # clusters at which it moves if a round merges under one in 64 of them
+    cpu_most: int = 8192  # clusters from which it may move: when rounds that merge under one in 64 of them
+    moved_in_a_round: int = 1 << 18  # took as long as it would, this many of its elements a round (H200: 0.4 s in all)
     neighbours: float = 32.0  # of a point within the first height H; four times as many for each further one
     block: int = 1 << 22  # matrix elements worked on at once
     listed_most: int = 1 << 24  # pairs of clusters that may be listed
