@@ -104,6 +104,8 @@ class Objective(nn.Module, ABC):
     """Whether a token is chosen among the live ones of a cluster, so that it must be known which those are."""
     needs_prior: ClassVar[bool] = False
     """Whether sampling needs the prior, so that it is kept with the checkpoint."""
+    asks_device: bool = False
+    """Whether the loss needs to know, on the way, what a GPU has found, so that its orders cannot be recorded."""
     loss_unit: str = "nats_per_token"
     """Unit of the loss, as it is logged."""
     unit: str = "nats_per_token"
@@ -209,6 +211,7 @@ class IARObjective(PriorObjective):
     def __init__(self, model: Transformer, config: TrainConfig, prior: CodebookPrior) -> None:
         super().__init__(model, config, prior)
         self.weight, self.form = config.iar_weight, config.iar_form
+        self.asks_device = self.form != "logsumexp"  # what the sizes of the clusters are
 
     def forward(self, classes: Tensor, tokens: Tensor) -> Tensor:
         loss = partial(iar_nats, token_to_cluster=self.token_to_cluster, weight=self.weight, form=self.form)
@@ -228,7 +231,7 @@ class FactorisedObjective(PriorObjective):
     """-log p(cluster) - log p(token, given its cluster), both from one state."""
 
     name = "factorised"
-    predicts_members = True
+    predicts_members = asks_device = True
 
     def __init__(self, model: Transformer, config: TrainConfig, prior: CodebookPrior) -> None:
         super().__init__(model, config, prior)
@@ -258,6 +261,7 @@ class RefineObjective(PriorObjective):
     def __init__(self, model: Transformer, config: TrainConfig, prior: CodebookPrior) -> None:
         super().__init__(model, config, prior)
         self.over = config.refine_over
+        self.asks_device = self.over == "cluster"  # which members the clusters have
         self.loss_unit = self.unit if self.over == "cluster" else "loss_nats"
 
     @staticmethod

@@ -17,7 +17,8 @@ from codeprior.training.distributed import Team
 from codeprior.training.logs import MEASURED
 from crew import Fate
 
-CLOSE = 2e-5  # float32, sums in another order, a dozen steps of AdamW
+CLOSE = 5e-6  # float32, sums in another order, a dozen steps of AdamW
+STEP = 2e-3  # the rate: what AdamW moves a weight by at most, were its gradient nothing but rounding
 
 
 def flags(tiny, output, *more, **changes) -> list[str]:
@@ -39,7 +40,9 @@ def assert_close(ours, expected) -> None:
     for name in ("model.safetensors", "ema.safetensors"):
         tensors, others = load_file(ours / name), load_file(expected / name)
         assert tensors.keys() == others.keys()
-        assert max(np.abs(tensors[key] - others[key]).max() for key in tensors) < CLOSE
+        differences = [np.abs(tensors[key] - others[key]) for key in tensors]
+        assert max(np.quantile(difference, 0.999) for difference in differences) < CLOSE
+        assert max(difference.max() for difference in differences) < STEP
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from codeprior.config import TrainConfig
+from codeprior.training import optimizer
+from codeprior.training.captured import Captured
 from codeprior.training.loop import train
+from codeprior.training.optimizer import learning_rate
 
 pytestmark = [
     pytest.mark.gpu,
@@ -33,6 +36,49 @@ def test_losses_are_those_of_a_cpu(tiny, tmp_path, objective):
     for device in (CUDA, "cpu"):
         train(settings(tiny, tmp_path / device, objective, steps=20, ema_decay=0.9, device=device))
     assert losses(tmp_path / CUDA) == pytest.approx(losses(tmp_path / "cpu"), rel=1e-3)  # sums in another order
+
+
+def test_a_recorded_pass_gives_what_the_function_does_and_draws_anew_from_each_seed():
+    weight = torch.nn.Parameter(torch.randn(300, device=CUDA))
+
+    def function(x):
+        loss = (torch.nn.functional.dropout(weight * x) ** 2).sum()
+        loss.backward()
+        return loss.detach()
+
+    def after(seed, call, x):
+        torch.manual_seed(seed)
+        weight.grad = None
+        return call(x).clone(), weight.grad.clone()
+
+    captured = Captured(function, [weight])
+    for seed in (1, 1, 2, 1):
+        x = torch.randn(300, device=CUDA)
+        for one, other in zip(after(seed, captured, x), after(seed, function, x), strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def stopping_at_13(step, config):
+    if step == 13:
+        raise KeyboardInterrupt
+    return learning_rate(step, config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["token", "cluster", "iar", "factorised"])
+def test_compiled_and_recorded_losses_are_the_plain_ones_and_a_resumed_run_the_unbroken_one(tiny, tmp_path, objective):
+    common = {"ema_decay": 0.9, "device": CUDA}
+    for name, compiled in (("plain", False), ("compiled", True)):
+        train(settings(tiny, tmp_path / name, objective, steps=20, compile=compiled, **common))
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-3)
+    dropped = {"dropout": 0.3, "token_dropout": 0.1, "compile": True}
+    train(settings(tiny, tmp_path / "unbroken", objective, steps=20, **common, **dropped))
+    config = settings(tiny, tmp_path / "resumed", objective, steps=20, checkpoint_every=7, **common, **dropped)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(optimizer, "learning_rate", stopping_at_13)
+        train(config)
+    train(config)
+    assert losses(tmp_path / "resumed") == pytest.approx(losses(tmp_path / "unbroken"), rel=1e-3)
 
 
 @pytest.mark.slow

@@ -91,7 +91,8 @@ class TrainConfig(MakeConfig):
     shard: bool = field(default=False, metadata=NOT_IDENTITY)
     """Spread the weights over the processes that torchrun started (FSDP2), for models that one device cannot hold."""
     compile: bool | None = field(default=None, metadata=NOT_IDENTITY)
-    """Compile the blocks (torch.compile); default: on CUDA devices. A CPU needs a C++ compiler for it, and a minute."""
+    """Compile the blocks and the loss (torch.compile); default: on CUDA devices, where a process alone also records its
+    orders (CUDA graph). A CPU needs a C++ compiler for it, and a minute."""
     log_with: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = field(
         default=(), metadata=NOT_IDENTITY
     )

@@ -22,6 +22,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from codeprior.artifact import Workspace, seal
 from codeprior.checkpoint import Checkpoint, CheckpointConfig, save_checkpoint
@@ -39,6 +40,7 @@ from codeprior.runlog import METRICS, SNAPSHOTS, MetricsLog
 from codeprior.sanity import sanity, sentence, warnings
 from codeprior.states import States, state_tensors, step_of
 from codeprior.training import optimizer
+from codeprior.training.captured import Captured
 from codeprior.training.data import Batch, Feed, read_batch, to_device
 from codeprior.training.distributed import Team
 from codeprior.training.inputs import Inputs
@@ -125,12 +127,17 @@ class Run:
         self.sanity, self.warnings = self._say_what_is_known()
         self.model = self.objective.model
         self.average = optimizer.new_average(self.model, config.ema_decay) if config.ema_decay else None
-        if config.compile or (config.compile is None and team.device.type == "cuda"):
+        compiled = config.compile or (config.compile is None and team.device.type == "cuda")
+        if compiled:
             self.objective.compile_parts()
         team.place(self.objective, self.model.layers, self.precision, "token_nats")
         if self.averaged is not None:
             team.place(self.averaged, self.averaged.layers, self.precision)
         self.parallel = team.parallel(self.objective)
+        self.backward: Callable[..., Tensor] = self._backward
+        alone = team.device.type == "cuda" and team.size == config.accumulate == 1  # gradients are of one pass
+        if compiled and alone and not self.objective.asks_device:
+            self.backward = Captured(self._backward, self.model.parameters())
         self.optimizer = optimizer.new_optimizer(self.model, config)
         self.states = States(config.output, config.keep)
         self.tensors = state_tensors(self.model, self.optimizer, self.averaged)
@@ -214,15 +221,19 @@ class Run:
             torch.manual_seed(int(seed.integers(2**63)))
             is_last = number == len(parts) - 1
             with contextlib.nullcontext() if is_last else self.team.without_averaging(self.parallel):
-                with self._autocast():
-                    loss = self.parallel(*part) / config.accumulate
-                loss.backward()
-            self.nats_sum += loss.detach()
+                self.nats_sum += self.backward(*part)
         self.grad_norm = optimizer.step(self.optimizer, optimizer.learning_rate(step, config), config.grad_clip)
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.record.step += 1
         self.record.window_time_s += time.perf_counter() - began
+
+    def _backward(self, classes: Tensor, tokens: Tensor) -> Tensor:
+        """The loss of a part of a batch; its gradients are added to those that are there."""
+        with self._autocast():
+            loss: Tensor = self.parallel(classes, tokens) / self.config.accumulate
+        loss.backward()
+        return loss.detach()
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.team.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
