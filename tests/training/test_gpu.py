@@ -66,7 +66,9 @@ def stopping_at_13(step, config):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["token", "cluster", "iar", "factorised"])
-def test_compiled_and_recorded_losses_are_the_plain_ones_and_a_resumed_run_the_unbroken_one(tiny, tmp_path, objective):
+def test_compiled_and_recorded_losses_are_the_plain_ones_and_a_resumed_run_the_unbroken_one(
+    tiny, tmp_path, objective, monkeypatch
+):
     common = {"ema_decay": 0.9, "device": CUDA}
     for name, compiled in (("plain", False), ("compiled", True)):
         train(settings(tiny, tmp_path / name, objective, steps=20, compile=compiled, **common))
@@ -74,9 +76,10 @@ def test_compiled_and_recorded_losses_are_the_plain_ones_and_a_resumed_run_the_u
     dropped = {"dropout": 0.3, "token_dropout": 0.1, "compile": True}
     train(settings(tiny, tmp_path / "unbroken", objective, steps=20, **common, **dropped))
     config = settings(tiny, tmp_path / "resumed", objective, steps=20, checkpoint_every=7, **common, **dropped)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(optimizer, "learning_rate", stopping_at_13)
+    monkeypatch.setattr(optimizer, "learning_rate", stopping_at_13)
+    with pytest.raises(KeyboardInterrupt):
         train(config)
+    monkeypatch.undo()
     train(config)
     assert losses(tmp_path / "resumed") == pytest.approx(losses(tmp_path / "unbroken"), rel=1e-3)
 
