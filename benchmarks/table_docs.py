@@ -90,18 +90,23 @@ def losses_table(results: dict[str, Any]) -> Iterator[str]:
 
 
 def training_table(results: dict[str, Any]) -> Iterator[str]:
-    """Rows of bench_training.py: each objective beside its original, a precision a line."""
-    titles = ("ours", "the original's", "times faster", "memory in all", "the original's")
+    """Rows of bench_training.py: each objective beside its original, a precision a line; of a GPU with MFU."""
+    titles = ["ours", "the original's", "times faster", "memory in all", "the original's"]
+    on_gpu = any("ours token mfu" in row for row in results["rows"])
+    titles += ["MFU", "the original's"] if on_gpu else []
     yield f"| model and step | {' | '.join(titles)} |"
     yield _rule(len(titles) + 1)
     for row in results["rows"]:
         for ours, theirs in {"ours token": "llamagen", "ours iar": "iar"}.items():
+            if f"{ours} tokens_per_s" not in row:
+                continue
             sides = [side if f"{side} tokens_per_s" in row else None for side in (ours, theirs)]
             speeds = ["" if side is None else f"{row[f'{side} tokens_per_s']:,.0f} tokens/s" for side in sides]
             memory = ["" if side is None else f"{row[f'{side} peak_bytes'] / 1e6:,.0f} MB" for side in sides]
             times = f"{row[f'{ours} times faster']:.2f}" if sides[1] else ""
             name = f"{row['name']}, {row['batch']}, {ours.removeprefix('ours ')}"
-            yield _line([name, *speeds, times, *memory])
+            mfu = [f"{row[f'{side} mfu']:.0%}" if f"{side} mfu" in row else "" for side in sides]
+            yield _line([name, *speeds, times, *memory, *(mfu if on_gpu else [])])
 
 
 def sampling_table(results: dict[str, Any]) -> Iterator[str]:
@@ -137,6 +142,7 @@ TABLES: dict[str, Table] = {
     "objectives on photos12": objectives_table,
     "sampling": sampling_table,
     "training": training_table,
+    "training on a GPU": training_table,
 }
 
 
