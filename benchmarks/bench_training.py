@@ -1,14 +1,15 @@
 """Training steps: ours beside LlamaGen's and IAR's own model and step, same sizes, same machine, in turn.
 
-Run: python benchmarks/bench_training.py [--llamagen LLAMAGEN] [--iar IAR] [--precision fp32 bf16] [--repeats 4]
+Run: python benchmarks/bench_training.py [--llamagen LLAMAGEN] [--iar IAR] [--precision fp32 bf16] [--repeats 3]
 
 LLAMAGEN and IAR are copies of https://github.com/FoundationVision/LlamaGen and https://github.com/sjtuplayer/IAR;
 without them only our rows are measured. A step is forward, loss, backward, clipping and fused AdamW, dropout on.
 Theirs is their model and the lines of their loop, without the demand for CUDA, the loss read after each step; IAR's
 loop gives its model an argument that it does not take, which is left out. Ours is what `codeprior train` does, which
 reads the loss every ten steps; on a GPU, which is waited for then, ten steps are timed at a time. Codes are random.
-Each side has processes of its own, in turn. Memory is the most that the first two steps hold over what the process
-held before there was a model: weights, moments, gradients and activations.
+Each side has processes of its own, in turn; ratios are those of a round's medians, the median of all rounds. Memory is
+the most that the first two steps hold over what the process held before there was a model: weights, moments, gradients
+and activations.
 
 On a GPU: --device cuda --compile --precision bf16 --batch-size 32, with --model GPT-L too; its rows say the share of
 the device's peak (MFU), and stand in the result file under a name of their own.
@@ -40,7 +41,7 @@ from codeprior.training.logs import flops_per_image, peak_tflops
 from codeprior.training.loop import STEPS_BETWEEN_LOGS, Run, scoped
 
 VOCABULARY, N_CLASSES, GRID, N_CLUSTERS = 16384, 1000, 16, 128
-ROUNDS = 2  # each side gets processes of its own: what it asks of the allocator is its own affair
+ROUNDS = 4  # each side gets processes of its own: what it asks of the allocator is its own affair
 DIGEST = "sha256:" + "0" * 64
 Step = Callable[[], object]
 
@@ -162,7 +163,7 @@ def one_side(bench: Bench, name: str, precision: str) -> Step:
 
 
 def measure(bench: Bench, precision: str) -> dict[str, Any]:
-    """Time all sides in turn, each in processes of its own; ratios of medians."""
+    """Time all sides in turn, each in processes of its own."""
     options = bench.options
     names = sides(options)
     times: dict[str, list[float]] = {}
@@ -189,12 +190,18 @@ def measure(bench: Bench, precision: str) -> dict[str, Any]:
             row[f"{name} mfu"] = round(flops / median(times[name]) / 1e12 / peak, 3)
     for ours, theirs in (("ours token", "llamagen"), ("ours iar", "iar")):
         if theirs in names:
-            row[f"{ours} times faster"] = round(median(times[theirs]) / median(times[ours]), 3)
-            row[f"{ours} times faster, cpu"] = round(median(times[f"{theirs} cpu"]) / median(times[f"{ours} cpu"]), 3)
-    row["iar over token, ours"] = round(median(times["ours iar"]) / median(times["ours token"]), 3)
+            row[f"{ours} times faster"] = ratio(times[theirs], times[ours])
+            row[f"{ours} times faster, cpu"] = ratio(times[f"{theirs} cpu"], times[f"{ours} cpu"])
+    row["iar over token, ours"] = ratio(times["ours iar"], times["ours token"])
     for name in names:
         row[f"{name} peak_bytes"] = max(peaks[name])
     return row
+
+
+def ratio(one: list[float], other: list[float]) -> float:
+    """How many times one side's times are the other's, each round by itself, for the machine changes; the median."""
+    rounds = zip(np.split(np.array(one), ROUNDS), np.split(np.array(other), ROUNDS), strict=True)
+    return round(median([float(np.median(a) / np.median(b)) for a, b in rounds]), 3)
 
 
 def bench_model_config(bench: Bench) -> Any:
@@ -252,7 +259,7 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--model", default="GPT-B")
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=4, help=f"timed steps of each of {ROUNDS} processes a side")
+    parser.add_argument("--repeats", type=int, default=3, help=f"timed steps of each of {ROUNDS} processes a side")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="compile all sides, ours block by block")
     parser.add_argument("--side", help=argparse.SUPPRESS)  # measure this one, in a process of its own

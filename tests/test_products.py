@@ -13,6 +13,7 @@ from codeprior.products import Linear, product
 @pytest.fixture(params=[0, 1 << 62], ids=["by oneDNN", "by torch"])
 def way(request, monkeypatch):
     monkeypatch.setattr(products, "WORTH_IT", request.param)
+    monkeypatch.setattr(products, "is_amd", lambda: True)
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 4, 5)])

@@ -1,7 +1,7 @@
-"""Matrix products of a training step: float32 on a CPU by oneDNN, a tenth faster than by MKL where that is no Intel.
+"""Matrix products of a training step: float32 on AMD's processors by oneDNN, there a tenth faster than by MKL.
 
-torch gives oneDNN the products in bfloat16 only. Its own name for the others is not promised to last, so all that use
-it ask `has_onednn`; without it, and for what is small, the products are torch's.
+On Intel's MKL is the faster. torch gives oneDNN the products in bfloat16 only. Its own name for the others is not
+promised to last, so all that use it ask `has_onednn`; without it, and for what is small, the products are torch's.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from codeprior.machine import is_amd
 
 WORTH_IT = 1 << 26  # multiplications, a millisecond: with less it is calls that take the time
 
@@ -54,7 +56,7 @@ class Linear(nn.Linear):
 
 def _suits(x: Tensor, weight: Tensor) -> bool:
     on_cpu = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-    return on_cpu and x.numel() * len(weight) >= WORTH_IT and has_onednn()
+    return on_cpu and x.numel() * len(weight) >= WORTH_IT and is_amd() and has_onednn()
 
 
 class _Linear(torch.autograd.Function):
